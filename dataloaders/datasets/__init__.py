@@ -1,0 +1,149 @@
+"""One function `get_foo` per data set, and `load_dataset`, which calls the one that a config names."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from dataloaders.examples import Dataset
+
+FUNCTIONS = {
+    "get_alpacaeval": "alpacaeval",
+    "get_everyday": "everyday",
+    "get_hh": "hh",
+    "get_hh_harmless": "hh",
+    "get_hh_helpful": "hh",
+    "get_hh_online": "hh",
+    "get_hh_rejection_sampled": "hh",
+    "get_local": "local",
+    "get_oasst": "oasst",
+    "get_shp": "shp",
+    "get_slimorca": "slimorca",
+    "get_ultrabin": "ultrabin",
+}
+SPLITS = ("train", "test")
+FOR_OTHERS = ("function", "n_examples", "weight")  # keys of a data set's YAML that the DataLoader reads
+
+
+def load_dataset(
+    name: str, split: str, function: str, strings: Sequence[str], options: Mapping[str, Any] | None = None
+) -> Dataset:
+    """One split of one data set.
+
+    Args:
+        name: the data set's name in `config/datasets`; it names the Dataset and stands in every error.
+        split: "train" or "test".
+        function: "get_foo" of this package, "package.module.get_foo" or "path/to/file.py:get_foo" of a user.
+        strings: human_prefix, human_suffix, assistant_prefix and assistant_suffix.
+        options: the rest of the data set's YAML. `test_fraction` is used here; what is None is left to the function's
+            own default, and `name` is added for a function that takes it.
+
+    A local `path` without `test_path` is split by a hash of the prompt: rows, used and dropped are this split's share.
+
+    Raises:
+        ValueError: a function that cannot be found or does not take an option, a row that cannot be read, an empty split.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"Data set {name}: the split must be train or test, not {split!r}.")
+    get = find_function(function, name)
+    options = {key: value for key, value in (options or {}).items() if key not in FOR_OTHERS}
+    test_fraction = options.get("test_fraction") or 0.0
+    if not 0 <= test_fraction < 1:
+        raise ValueError(f"datasets.{name}.test_fraction must be at least 0 and below 1, not {test_fraction}.")
+    dataset = get(split, *strings, **_accepted(get, function, {"name": name, **options}))
+    dataset.name = name
+    for example in dataset:
+        example.dataset_name = name
+    by_prompt = dataset.split_by_prompt
+    if by_prompt is None:
+        by_prompt = bool(options.get("path")) and not options.get("test_path")
+    if by_prompt:
+        dataset = dataset.split(split, test_fraction)
+    if not len(dataset):
+        raise ValueError(_empty(dataset, split, test_fraction if by_prompt else None))
+    return dataset
+
+
+def find_function(function: str, name: str = "NAME") -> Callable[..., Dataset]:
+    """The function that `datasets.NAME.function` means; ValueError with "did you mean" when there is none."""
+    if function in FUNCTIONS:
+        return getattr(importlib.import_module(f"{__name__}.{FUNCTIONS[function]}"), function)
+    file, colon, attribute = function.rpartition(":")
+    if colon and file.endswith(".py"):
+        module = _module_from_file(file, name)
+    else:
+        module_name, dot, attribute = function.rpartition(".")
+        if not dot:
+            near = difflib.get_close_matches(function, FUNCTIONS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(FUNCTIONS)}."
+            raise ValueError(
+                f"datasets.{name}.function: no function {function!r} here; {hint} "
+                "One of your own is named by my_package.my_module.get_foo or path/to/file.py:get_foo."
+            )
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"datasets.{name}.function: cannot import {module_name} ({error}); is its folder on PYTHONPATH? "
+                "A file is named by path/to/file.py:get_foo."
+            ) from error
+    if not callable(getattr(module, attribute, None)):
+        near = difflib.get_close_matches(attribute, vars(module), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"datasets.{name}.function: {module.__name__} has no function {attribute!r}.{hint}")
+    return getattr(module, attribute)
+
+
+def _module_from_file(file: str, name: str) -> ModuleType:
+    path = Path(file).expanduser().resolve()
+    if not path.is_file():
+        siblings = [entry.name for entry in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, siblings, n=1)
+        hint = f" Did you mean {path.parent / near[0]}?" if near else ""
+        raise ValueError(f"datasets.{name}.function: there is no file {path}.{hint}")
+    module_name = f"dataset_function_{path.stem}_{abs(hash(str(path)))}"
+    if module_name not in sys.modules:
+        specification = importlib.util.spec_from_file_location(module_name, path)
+        assert specification is not None and specification.loader is not None
+        module = importlib.util.module_from_spec(specification)
+        sys.modules[module_name] = module
+        specification.loader.exec_module(module)
+    return sys.modules[module_name]
+
+
+def _accepted(get: Callable[..., Dataset], function: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The options that the function gets: those with a value, without what is not meant for it."""
+    parameters = inspect.signature(get).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    given = {key: value for key, value in options.items() if value is not None}
+    for key in ("name", "test_fraction"):
+        if key not in parameters and not (takes_all and key == "name"):
+            given.pop(key, None)
+    unknown = [] if takes_all else [key for key in given if key not in parameters]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], parameters, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(
+            f"datasets.{options['name']}.{unknown[0]}: {function} takes no option {unknown[0]!r}{hint}; "
+            "add a parameter of that name to the function or set the key to null."
+        )
+    return given
+
+
+def _empty(dataset: Dataset, split: str, test_fraction: float | None) -> str:
+    reasons = ", ".join(f"{rows} x {reason}" for reason, rows in dataset.dropped.most_common())
+    message = f"Data set {dataset.name}: the {split} split is empty ({dataset.rows} rows"
+    message += f", dropped: {reasons})." if reasons else ")."
+    if test_fraction is not None:
+        message += (
+            f" Its file is split by prompt with datasets.{dataset.name}.test_fraction={test_fraction}: "
+            f"change that, or give datasets.{dataset.name}.test_path=FILE."
+        )
+    return message

@@ -1,0 +1,218 @@
+"""The base of all DataLoaders: data sets in, the rows of one optimizer step after another out."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from dataloaders.batches import Row
+from dataloaders.examples import Dataset, Example
+from dataloaders.tokenization import ExampleTokenizer, TokenizedExample
+
+log = logging.getLogger(__name__)
+
+EQUAL_WHEN_CUT = "responses equal after cutting"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set as part of a mixture.
+
+    Attributes:
+        weight: how often each of its rows is seen in an epoch (0.5: a half, chosen anew each epoch).
+        n_examples: at most this many of its rows are used; None uses all.
+    """
+
+    dataset: Dataset
+    weight: float = 1.0
+    n_examples: int | None = None
+
+
+class DataLoader(ABC):
+    """Yields the rows of each optimizer step. A subclass says, in `rows`, what one example gives.
+
+    The order is a function of (seed, epoch) and of nothing else. Every epoch visits each row as often as its data set's
+    weight says; the last step of an epoch may be smaller.
+
+    Args:
+        sources: the data sets; the same prompt in two of them stays two examples.
+        tokenize: turns examples into tokens.
+        split: train or test.
+        batch_size: rows of an optimizer step, over all processes.
+        n_epochs, n_examples: the loader ends with whichever comes first; n_examples None is no limit.
+        shuffle: False keeps the order of the data sets in every epoch.
+        cache_dir: where tokens are kept; None keeps none.
+
+    Raises:
+        ValueError: when no row is left.
+    """
+
+    roles: ClassVar[tuple[str, ...]]
+    """The responses that each of its rows has; a trainer names the roles that it needs."""
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        tokenize: ExampleTokenizer,
+        *,
+        split: str = "train",
+        batch_size: int = 32,
+        n_epochs: int = 1,
+        n_examples: int | None = None,
+        seed: int = 0,
+        shuffle: bool = True,
+        cache_dir: str | Path | None = None,
+    ):
+        self.split = split
+        self.batch_size = batch_size
+        self.n_epochs = n_epochs
+        self.n_examples = n_examples
+        self.seed = seed
+        self.shuffle = shuffle
+        self.max_length = tokenize.max_length
+        self.account: dict[str, dict[str, Any]] = {}
+        self.data: list[Row] = []
+        self._members: list[tuple[Source, range]] = []
+        for number, source in enumerate(sources):
+            start = len(self.data)
+            self._read(source, number, tokenize, cache_dir)
+            self._members.append((source, range(start, len(self.data))))
+        if not self.data:
+            raise ValueError(f"no {split} example is left for {type(self).__name__}: {self.reasons()}")
+
+    @abstractmethod
+    def rows(self, example: Example, tokens: TokenizedExample) -> Iterator[Row]:
+        """The rows that one example gives, in a fixed order; `self.skip(reason)` counts what gives none."""
+
+    def skip(self, reason: str, rows: int = 1, by_design: bool = True) -> None:
+        """Counts rows of the source that give no row here. `by_design` False: something is wrong with them."""
+        self._skipped[reason] += rows
+        if not by_design:
+            self._unusable += rows
+
+    def _read(self, source: Source, number: int, tokenize: ExampleTokenizer, cache_dir: str | Path | None) -> None:
+        dataset = source.dataset
+        self._skipped: Counter[str] = Counter()
+        self._unusable = dataset.unusable
+        examples = list(dataset)
+        tokenized = tokenize(examples, cache_dir)
+        cut: Counter[str] = Counter()
+        groups = []
+        for example, tokens in zip(examples, tokenized, strict=True):
+            if tokens.dropped:
+                self.skip(tokens.dropped, example.rows, by_design=False)
+                continue
+            groups.append(list(self.rows(example, tokens)))
+            if groups[-1]:
+                cut["prompts"] += tokens.prompt_cut
+                cut["responses"] += sum(response.cut for response in tokens.responses)
+                cut["rows"] += example.rows * (tokens.prompt_cut or any(response.cut for response in tokens.responses))
+        kept, rows = self._capped(groups, source.n_examples, number)
+        self.data += rows
+        dropped = dataset.dropped + self._skipped
+        self.account[dataset.name] = {
+            "rows": dataset.rows,
+            "used": dataset.rows - sum(dropped.values()),
+            "dropped": dict(sorted(dropped.items())),
+            "cut": {"prompts": cut["prompts"], "responses": cut["responses"]},
+            "examples": kept,
+        }
+        self._refuse_bad_data(dataset.name, cut["rows"])
+
+    def _capped(self, groups: list[list[Row]], limit: int | None, number: int) -> tuple[int, list[Row]]:
+        """The rows of all examples, or of examples chosen by the seed until `limit` rows are there."""
+        count = sum(map(len, groups))
+        if limit is None or count <= limit:
+            return count, list(itertools.chain(*groups))
+        order = np.random.default_rng([self.seed, number]).permutation(len(groups))
+        chosen, total = set(), 0
+        for index in order:
+            if total >= limit:
+                break
+            chosen.add(index)
+            total += len(groups[index])
+        rows = [row for index, group in enumerate(groups) if index in chosen for row in group]
+        return limit, rows[:limit]
+
+    def _refuse_bad_data(self, name: str, cut: int) -> None:
+        account = self.account[name]
+        bad = self._unusable + cut
+        if bad * 2 > account["rows"]:
+            raise ValueError(
+                f"{bad} of the {account['rows']} {self.split} rows of {name} are dropped or cut: {self.reasons()}. Raise "
+                "model.max_length and model.max_prompt_length, or mend the data (`mode=inspect` shows them)."
+            )
+
+    def reasons(self) -> str:
+        """What was dropped and cut, in words."""
+        texts = []
+        for name, account in self.account.items():
+            reasons = [f"{count} {reason}" for reason, count in account["dropped"].items()]
+            reasons += [f"{count} {what} cut" for what, count in account["cut"].items() if count]
+            texts.append(f"{name}: {account['rows']} rows, {account['used']} used ({'; '.join(reasons) or 'none dropped'})")
+        return ", ".join(texts)
+
+    def arrange(self, indices: np.ndarray) -> list[np.ndarray]:
+        """Cuts an epoch's order into steps; a subclass that needs certain rows together overrides it."""
+        return [indices[start : start + self.batch_size] for start in range(0, len(indices), self.batch_size)]
+
+    def finish(self, order: np.ndarray, start: int, stop: int) -> list[Row]:
+        """The rows from `start` to `stop` of an epoch; a subclass that adds a role from other rows overrides it."""
+        return [self.data[index] for index in order[start:stop]]
+
+    def steps(self, epoch: int) -> list[np.ndarray]:
+        """The steps of an epoch as indices into `data`: what the order is made of, without the rows."""
+        generator = np.random.default_rng([self.seed, epoch])
+        parts = []
+        for source, members in self._members:
+            whole = int(source.weight)
+            part = round((source.weight - whole) * len(members))
+            chosen = generator.permutation(len(members))[:part] if self.shuffle else np.arange(part)
+            parts += [np.asarray(members)] * whole + [np.asarray(members)[chosen]]
+        order = np.concatenate(parts).astype(int)
+        return self.arrange(generator.permutation(order) if self.shuffle else order)
+
+    def epoch(self, epoch: int) -> Iterator[list[Row]]:
+        """The rows of each step of one epoch."""
+        steps, start = self.steps(epoch), 0
+        order = np.concatenate(steps)
+        for step in steps:
+            yield self.finish(order, start, start + len(step))
+            start += len(step)
+
+    def sizes(self) -> list[int]:
+        """How many rows each step of the whole loader has."""
+        sizes: list[int] = []
+        for epoch in range(self.n_epochs):
+            sizes += [len(step) for step in self.steps(epoch)]
+        if self.n_examples is None:
+            return sizes
+        before = np.cumsum([0, *sizes])[:-1]
+        return [int(min(size, self.n_examples - seen)) for size, seen in zip(sizes, before, strict=True) if seen < self.n_examples]
+
+    def __iter__(self) -> Iterator[list[Row]]:
+        wanted = iter(self.sizes())
+        for epoch in range(self.n_epochs):
+            for step in self.epoch(epoch):
+                size = next(wanted, 0)
+                if size == 0:
+                    return
+                yield step[:size]
+
+    def fixed_rows(self, limit: int | None) -> list[Row]:
+        """Rows for evaluation: the same ones at every call, at most `limit`, whole examples first chosen by the seed."""
+        by_example: dict[int, list[int]] = {}
+        for index, row in enumerate(self.data):
+            by_example.setdefault(id(row.example), []).append(index)
+        groups = list(by_example.values())
+        order = np.random.default_rng([self.seed]).permutation(len(groups)) if self.shuffle else range(len(groups))
+        indices = np.array(list(itertools.chain(*(groups[index] for index in order))), dtype=int)
+        return self.finish(indices, 0, len(indices) if limit is None else min(limit, len(indices)))

@@ -1,0 +1,232 @@
+"""How a conversation becomes text: the four strings around its turns, taken from a model's own chat template.
+
+Data sets join their turns with four strings that they are given. They are given markers, not the strings of the model,
+so that what is a turn and what is only text that looks like one stays known to the end: history can be cut by whole
+turns, and a `<|im_end|>` that somebody wrote in a message is never taken for the model's own token.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+# Private-use characters, which no keyboard writes.
+MARKERS = ("\ue000human\ue001", "\ue000/human\ue001", "\ue000assistant\ue001", "\ue000/assistant\ue001")
+_MARKER = re.compile("|".join(map(re.escape, MARKERS)))
+_HALOS_STRINGS = ("\n<|user|>\n", "", "\n<|assistant|>\n", "")
+
+Turn = tuple[str, str]  # role ("user" or "assistant") and content
+Piece = tuple[str, bool]  # a text, and whether it is somebody's words (True) or the template's (False)
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A text with markers, taken apart. `opening` stands before the first turn; `open` says that the assistant is to go on."""
+
+    opening: str
+    turns: tuple[Turn, ...]
+    open: bool
+
+    @classmethod
+    def parse(cls, text: str) -> Conversation:
+        """Takes apart what a data set joined with MARKERS; a text without any is all `opening`."""
+        opening, turns, role, position = "", [], None, 0
+        for match in [*_MARKER.finditer(text), None]:
+            content = text[position : match.start() if match else len(text)]
+            if role is not None:
+                turns.append((role, content))
+            elif not turns:
+                opening += content
+            if match:
+                role = {MARKERS[0]: "user", MARKERS[2]: "assistant"}.get(match.group())
+                position = match.end()
+        is_open = role == "assistant" and bool(turns) and turns[-1][1] == ""
+        return cls(opening, tuple(turns[:-1] if is_open else turns), is_open)
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """The strings around turns. Where a template cannot be taken apart, `tokenizer` renders the prompt by it.
+
+    Attributes:
+        preamble: what comes once before the first turn (BOS, a default system turn).
+        end_of_turn: what ends a response and is scored: `assistant_suffix` up to its first special token, or EOS.
+        system_prefix, system_suffix: around a system turn of the example's own, which takes the preamble's place.
+    """
+
+    human_prefix: str
+    human_suffix: str
+    assistant_prefix: str
+    assistant_suffix: str
+    preamble: str
+    end_of_turn: str
+    system_prefix: str | None = None
+    system_suffix: str | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+
+    def prompt(self, turns: tuple[Turn, ...], system: str | None, opening: str = "") -> list[Piece]:
+        """The pieces of a prompt: everything up to where the assistant answers."""
+        if self.tokenizer is not None:
+            return _split_rendered(self._by_template(turns, system, generate=True), turns, system)
+        pieces: list[Piece] = [(opening, True)] if opening else []
+        if system is not None and self.system_prefix is not None:
+            pieces += [(self.system_prefix, False), (system, True), (self.system_suffix or "", False)]
+        else:
+            pieces += [(self.preamble, False)]
+            if system:  # no system turn in this template: it opens the first user turn
+                role, content = turns[0]
+                turns = ((role, f"{system}\n\n{content}"), *turns[1:])
+        for role, content in turns:
+            prefix, suffix = self._around(role)
+            pieces += [(prefix, False), (content, True), (suffix, False)]
+        return [*pieces, (self.assistant_prefix, False)]
+
+    def _around(self, role: str) -> tuple[str, str]:
+        if role == "user":
+            return self.human_prefix, self.human_suffix
+        return self.assistant_prefix, self.assistant_suffix if self.assistant_suffix else self.end_of_turn
+
+    def later_turns(self, turns: tuple[Turn, ...]) -> list[list[Piece]]:
+        """The pieces between one response and the next of a demonstration: one list for each later response.
+
+        Args:
+            turns: the turns after the first response: user, assistant, user, assistant ...
+        """
+        if self.tokenizer is not None:
+            raise ValueError("this chat template cannot be taken apart, so only one response of a conversation can be scored")
+        between, lists = [(self.assistant_suffix.removeprefix(self.end_of_turn), False)], []
+        for role, content in turns:
+            if role == "assistant":
+                lists.append([*between, (self.assistant_prefix, False)])
+                between = [(self.assistant_suffix.removeprefix(self.end_of_turn), False)]
+            else:
+                between += [(self.human_prefix, False), (content, True), (self.human_suffix, False)]
+        return lists
+
+    def _by_template(self, turns: tuple[Turn, ...], system: str | None, generate: bool) -> str:
+        messages = [{"role": "system", "content": system}] if system is not None else []
+        messages += [{"role": role, "content": content} for role, content in turns]
+        return _render(self.tokenizer, messages, generate)
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], generate: bool) -> str:
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+
+
+def _split_rendered(text: str, turns: tuple[Turn, ...], system: str | None) -> list[Piece]:
+    """Marks, in a rendered prompt, what somebody wrote; a content that the template changed counts as the template's."""
+    pieces, position = [], 0
+    for content in ([system] if system else []) + [content for _, content in turns]:
+        start = text.find(content, position) if content else -1
+        if start >= 0:
+            pieces += [(text[position:start], False), (content, True)]
+            position = start + len(content)
+    return [*pieces, (text[position:], False)]
+
+
+def chat_format(
+    tokenizer: PreTrainedTokenizerBase,
+    human_prefix: str | None = None,
+    human_suffix: str | None = None,
+    assistant_prefix: str | None = None,
+    assistant_suffix: str | None = None,
+) -> ChatFormat:
+    """The format of a model: the config's four strings, else its chat template's, else those of HALOs.
+
+    Args:
+        human_prefix, human_suffix, assistant_prefix, assistant_suffix: all null, or all given.
+
+    Raises:
+        ValueError: when only some of the four strings are given.
+    """
+    strings = (human_prefix, human_suffix, assistant_prefix, assistant_suffix)
+    if any(string is not None for string in strings) and any(string is None for string in strings):
+        raise ValueError(
+            "set all four of model.human_prefix, human_suffix, assistant_prefix and assistant_suffix, or none of them "
+            "(an empty suffix is written '')."
+        )
+    if strings[0] is not None or not tokenizer.chat_template:
+        chosen = strings if strings[0] is not None else _HALOS_STRINGS
+        return ChatFormat(*chosen, preamble=_bos(tokenizer), end_of_turn=_end_of_turn(tokenizer, chosen[3]))
+    parts = _take_apart(tokenizer)
+    if parts is None:
+        log.info("this model's chat template cannot be taken apart into four strings: it renders each prompt itself")
+        suffix = _suffix_of_template(tokenizer)
+        return ChatFormat("", "", "", suffix, "", _end_of_turn(tokenizer, suffix), tokenizer=tokenizer)
+    return parts
+
+
+def _bos(tokenizer: PreTrainedTokenizerBase) -> str:
+    """BOS where the tokenizer would put one by itself; it is added here, once, and nowhere else."""
+    ids = tokenizer("a").input_ids
+    return tokenizer.bos_token if tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id else ""
+
+
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase, assistant_suffix: str) -> str:
+    special = sorted(set(tokenizer.all_special_tokens) | set(tokenizer.get_added_vocab()), key=len, reverse=True)
+    match = re.search("|".join(map(re.escape, special)), assistant_suffix) if assistant_suffix else None
+    return assistant_suffix[: match.end()] if match else assistant_suffix + tokenizer.eos_token
+
+
+def _suffix_of_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    probe = "7391 is prime"
+    text = _render(tokenizer, [{"role": "user", "content": "A?"}, {"role": "assistant", "content": probe}], False)
+    return text[text.rindex(probe) + len(probe) :]
+
+
+def _take_apart(tokenizer: PreTrainedTokenizerBase) -> ChatFormat | None:
+    """The template's strings by rendering one conversation, checked by rendering others; None where they do not fit."""
+    one, two, three = "one 7391?", "two 2857.", "three 6143?"
+    user, reply, last = ({"role": r, "content": c} for r, c in (("user", one), ("assistant", two), ("user", three)))
+    try:
+        whole = _render(tokenizer, [user, reply, last], True)
+        before, rest = whole.split(one)
+        middle, rest = rest.split(two)
+        between, after = rest.split(three)
+        human_suffix = _render(tokenizer, [user], False).split(one)[1]
+        assistant_suffix = _render(tokenizer, [user, reply], False).split(two)[1]
+    except Exception:  # a template is a program of somebody else's: whatever it raises, it cannot be taken apart
+        return None
+    human_prefix = between.removeprefix(assistant_suffix)
+    assistant_prefix = middle.removeprefix(human_suffix)
+    if middle != after or not before.endswith(human_prefix) or not between.startswith(assistant_suffix):
+        return None
+    preamble = before[: len(before) - len(human_prefix)]
+    system_prefix, system_suffix = _system_strings(tokenizer, human_prefix)
+    format = ChatFormat(
+        human_prefix, human_suffix, assistant_prefix, assistant_suffix, preamble,
+        _end_of_turn(tokenizer, assistant_suffix), system_prefix, system_suffix,
+    )  # fmt: skip
+    return format if _renders_alike(format, tokenizer) else None
+
+
+def _system_strings(tokenizer: PreTrainedTokenizerBase, human_prefix: str) -> tuple[str | None, str | None]:
+    system, user = "system 9973.", "user 8117?"
+    try:
+        text = _render(tokenizer, [{"role": "system", "content": system}, {"role": "user", "content": user}], False)
+        before, rest = text.split(system)
+        suffix = rest[: rest.index(user)]
+    except Exception:  # as above: no system turn in this template
+        return None, None
+    return (before, suffix.removesuffix(human_prefix)) if suffix.endswith(human_prefix) else (None, None)
+
+
+def _renders_alike(format: ChatFormat, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether joining the strings gives what the template gives, on conversations that were not taken apart."""
+    turns = (("user", "Why?"), ("assistant", "Because.\n\nSo it is."), ("user", "How so"), ("assistant", "2 + 2"), ("user", "Ah"))
+    cases = [(turns, None), (turns[:1], None), (turns[:3], None)]
+    if format.system_prefix is not None:
+        cases.append((turns[:3], "Be brief."))
+    for some, system in cases:
+        messages = [{"role": "system", "content": system}] if system else []
+        messages += [{"role": role, "content": content} for role, content in some]
+        if _render(tokenizer, messages, True) != "".join(text for text, _ in format.prompt(some, system)):
+            return False
+    return True
