@@ -157,7 +157,9 @@ class DataLoader(ABC):
         for name, account in self.account.items():
             reasons = [f"{count} {reason}" for reason, count in account["dropped"].items()]
             reasons += [f"{count} {what} cut" for what, count in account["cut"].items() if count]
-            texts.append(f"{name}: {account['rows']} rows, {account['used']} used ({'; '.join(reasons) or 'none dropped'})")
+            texts.append(
+                f"{name}: {account['rows']} rows, {account['used']} used ({'; '.join(reasons) or 'none dropped'})"
+            )
         return ", ".join(texts)
 
     def arrange(self, indices: np.ndarray) -> list[np.ndarray]:
@@ -196,7 +198,11 @@ class DataLoader(ABC):
         if self.n_examples is None:
             return sizes
         before = np.cumsum([0, *sizes])[:-1]
-        return [int(min(size, self.n_examples - seen)) for size, seen in zip(sizes, before, strict=True) if seen < self.n_examples]
+        return [
+            int(min(size, self.n_examples - seen))
+            for size, seen in zip(sizes, before, strict=True)
+            if seen < self.n_examples
+        ]
 
     def __iter__(self) -> Iterator[list[Row]]:
         wanted = iter(self.sizes())

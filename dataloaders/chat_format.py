@@ -100,7 +100,9 @@ class ChatFormat:
             turns: the turns after the first response: user, assistant, user, assistant ...
         """
         if self.tokenizer is not None:
-            raise ValueError("this chat template cannot be taken apart, so only one response of a conversation can be scored")
+            raise ValueError(
+                "this chat template cannot be taken apart, so only one response of a conversation can be scored"
+            )
         between, lists = [(self.assistant_suffix.removeprefix(self.end_of_turn), False)], []
         for role, content in turns:
             if role == "assistant":
@@ -220,7 +222,13 @@ def _system_strings(tokenizer: PreTrainedTokenizerBase, human_prefix: str) -> tu
 
 def _renders_alike(format: ChatFormat, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether joining the strings gives what the template gives, on conversations that were not taken apart."""
-    turns = (("user", "Why?"), ("assistant", "Because.\n\nSo it is."), ("user", "How so"), ("assistant", "2 + 2"), ("user", "Ah"))
+    turns = (
+        ("user", "Why?"),
+        ("assistant", "Because.\n\nSo it is."),
+        ("user", "How so"),
+        ("assistant", "2 + 2"),
+        ("user", "Ah"),
+    )
     cases = [(turns, None), (turns[:1], None), (turns[:3], None)]
     if format.system_prefix is not None:
         cases.append((turns[:3], "Be brief."))

@@ -16,7 +16,7 @@ class Example:
     """One prompt, the responses to it, and what people said of them.
 
     Attributes:
-        prompt: the conversation up to where the assistant answers, already joined by the four strings given to `get_foo`.
+        prompt: the conversation up to where the assistant answers, joined by the four strings given to `get_foo`.
         generations: the responses; lists of the same length describe them one by one.
         pairs: (i, j) says that generation i was preferred to generation j.
         scores: how good each generation is, higher is better; None where unknown.
@@ -25,7 +25,8 @@ class Example:
         logps: log-probability, in nats, under the policy that wrote the generation; None where unknown.
         sft_index: the generation that supervised fine-tuning imitates; None where none is good enough.
         system: a system turn of the example's own, in place of the one that the model's template may bring.
-        metadata: what is kept with a sample of this prompt (`facts` for the offline judge, segments of a document, ...).
+        rows: how many rows of the source it stands for.
+        metadata: what is kept with a sample of this prompt (`facts` for the offline judge, a document's segments, ...).
     """
 
     prompt: Text
@@ -38,6 +39,7 @@ class Example:
     sft_index: int | None = None
     system: str | None = None
     dataset_name: str = ""
+    rows: int = 0
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def add(
@@ -49,7 +51,7 @@ class Example:
         weight: float = 1.0,
         logp: float | None = None,
     ) -> int:
-        """Adds a generation, or finds the one with the same text; returns its index. What is newly known replaces None."""
+        """Adds a generation, or finds the same one; returns its index. A score, flag or logp given replaces the old."""
         if generation in self.generations:
             index = self.generations.index(generation)
         else:
@@ -73,8 +75,9 @@ class Example:
 class Dataset:
     """The examples of one data set, by prompt, and an account of every row that was read.
 
-    Each row of the source is either used (it added a pair, a label, a score, a demonstration ...) or dropped under a
-    reason: `rows == used + sum(dropped.values())` always holds. Rows with the same prompt share one Example.
+    For each row of the source: `read`, then one of `add_pair`, `add_demonstration`, `example` or `drop`. A row is
+    either used (it added a pair, a label, a score, a demonstration ...) or dropped under a reason, so that
+    `rows == used + sum(dropped.values())` always holds. Rows with the same prompt share one Example.
 
     Attributes:
         name: the data set's name in `config/datasets`.
@@ -118,15 +121,12 @@ class Dataset:
         """
         self._row_positions.append(_UNPLACED if key is None else split_position(key))
 
-    def drop(self, reason: str, rows: int = 1, *, key: Text | None = None, by_design: bool = False) -> None:
-        """Says that rows already counted by `read` are not used, and why (a few plain words).
-
-        They are the row read last, unless `key` names earlier ones.
-        """
-        self.dropped[reason] += rows
+    def drop(self, reason: str, *, by_design: bool = False) -> None:
+        """Says that the row counted by the last `read` is not used, and why (a few plain words)."""
+        self.dropped[reason] += 1
         if by_design:
             self.by_design.add(reason)
-        self._drop_positions[self._position(key), reason] += rows
+        self._drop_positions[self._row_positions[-1], reason] += 1
 
     def example(
         self,
@@ -152,7 +152,8 @@ class Dataset:
             key = (*key, weight)
         if key not in self.examples:
             self.examples[key] = Example(prompt, system=system, dataset_name=self.name)
-            self._example_positions[key] = self._row_positions[-1] if self._row_positions else _UNPLACED
+            self._example_positions[key] = self._row_positions[-1]
+        self.examples[key].rows += 1
         return self.examples[key]
 
     def add_pair(
@@ -172,6 +173,7 @@ class Dataset:
                 if example.sft_index is None:
                     example.sft_index = pair[0]
                 return example
+            example.rows -= 1
             reason = "same pair again"
         self._place(prompt)
         self.drop(reason)
@@ -193,13 +195,14 @@ class Dataset:
         part = hashlib.sha256(str(generation).encode("utf-8", "surrogatepass")).hexdigest()
         example = self.example(prompt, system, part=part)
         if len(self.examples) == before:
+            example.rows -= 1
             self.drop("same demonstration again")
             return None
         example.sft_index = example.add(generation, weight=weight)
         return example
 
     def split(self, split: str, test_fraction: float) -> Dataset:
-        """This data set's share of a source that has no test split: its examples, and exactly the rows that made them."""
+        """One side of a source that has no test split: its examples, and exactly the rows that made them."""
 
         def belongs(position: float) -> bool:
             return (position < test_fraction) == (split == "test")
@@ -217,14 +220,11 @@ class Dataset:
                 share._example_positions[key] = self._example_positions[key]
         return share
 
-    def _position(self, key: Text | None) -> float:
-        if key is not None:
-            return split_position(key)
-        return self._row_positions[-1] if self._row_positions else _UNPLACED
-
     def _place(self, prompt: Text) -> None:
         """A row that was read without a key gets its place from the prompt that it is used with."""
-        if self._row_positions and self._row_positions[-1] == _UNPLACED:
+        if not self._row_positions:
+            raise ValueError(f"Data set {self.name}: call dataset.read() once for each row before the row is used.")
+        if self._row_positions[-1] == _UNPLACED:
             self._row_positions[-1] = split_position(prompt)
 
     def __iter__(self) -> Iterator[Example]:

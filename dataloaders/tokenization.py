@@ -134,7 +134,10 @@ class ExampleTokenizer:
 
     def _prompt(self, conversation: Conversation, system: str | None) -> list[Piece]:
         if not conversation.turns and not conversation.open:  # a text of no chat at all, or a document: as it is
-            return [(self.format.preamble if self.format.tokenizer is None else "", False), (conversation.opening, True)]
+            return [
+                (self.format.preamble if self.format.tokenizer is None else "", False),
+                (conversation.opening, True),
+            ]
         return self.format.prompt(conversation.turns, system, conversation.opening)
 
     def _texts(self, prompt: list[Piece], generation: str | list[int]) -> list[list[Piece]]:
@@ -274,8 +277,10 @@ def _read(path: Path) -> list[TokenizedExample] | None:
         end, length = prompt_ends[index], data["prompt_lengths"][index]
         examples.append(
             TokenizedExample(
-                data["prompts"][end - length : end], tuple(responses[start : start + count]),
-                bool(data["prompt_cut"][index]), str(data["dropped"][index]) or None,
+                data["prompts"][end - length : end],
+                tuple(responses[start : start + count]),
+                bool(data["prompt_cut"][index]),
+                str(data["dropped"][index]) or None,
             )  # fmt: skip
         )
         start += count

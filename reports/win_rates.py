@@ -6,8 +6,10 @@ A verdict is one of "candidate", "baseline", "tie", "undecided" (the judge answe
 
 from __future__ import annotations
 
+import csv
 import datetime
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -18,11 +20,12 @@ _BOUNDS_FROM = 0.01  # fraction of prompts without a score from which the best a
 
 
 class Judged(Protocol):
-    """One row: its prompt, its verdicts, and whose response ("candidate" or "baseline") stood first in each."""
+    """One row: its prompt, a verdict for each order, and whose response ("candidate", "baseline") stood first in it."""
 
     prompt: str
     verdicts: Sequence[str]
     shown_first: Sequence[str]
+    answers: Sequence[str]  # the judge's words, where it has any
 
 
 def wilson_interval(mean: float, count: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -46,10 +49,10 @@ class WinRate:
 
     Attributes:
         total: prompts, which are candidate_wins + baseline_wins + ties + undecided + failed.
-        win_rate: percent; the mean over the decided prompts of their score (win 1, tie 0.5, loss 0); None if there are none.
+        win_rate: percent; mean score of the decided prompts (win 1, tie 0.5, loss 0); None if there are none.
         ci95: [low, high] percent, 95 % Wilson interval over the decided prompts.
-        bounds: [low, high] percent; what the rate over all prompts would be if every missing verdict were a
-            loss, or a win.
+        bounds: [low, high] percent; what the rate over all prompts would be if every row without a score were
+            a loss, or a win.
         rows, rows_failed, rows_undecided: the same counts before rows of one prompt are taken together.
         swap_consistency: percent of the rows judged in both orders in which both verdicts agree.
         first_wins: percent of the verdicts for one response that fell on the one shown first; 50 is no bias.
@@ -80,7 +83,7 @@ def row_outcome(verdicts: Sequence[str]) -> float | str:
 
 
 def prompt_outcome(outcomes: Sequence[float | str]) -> float | str:
-    """The prompt's score, the mean over its scored rows; if it has none, "failed" if any row failed, else "undecided"."""
+    """The prompt's score, the mean over its scored rows; without any, "failed" if a row failed, else "undecided"."""
     scores = [outcome for outcome in outcomes if not isinstance(outcome, str)]
     if scores:
         return sum(scores) / len(scores)
@@ -105,7 +108,7 @@ def summarize(rows: Sequence[Judged]) -> WinRate:
         failed=results.count("failed"),
         win_rate=None if mean is None else round(100 * mean, 4),
         ci95=None if mean is None else [round(100 * end, 4) for end in wilson_interval(mean, len(scores))],
-        bounds=[_rate_if_missing_were(rows, list(by_prompt.values()), score) for score in (0.0, 1.0)],
+        bounds=[_rate_if_missing_were(score, outcomes, list(by_prompt.values())) for score in (0.0, 1.0)],
         rows=len(rows),
         rows_undecided=outcomes.count("undecided"),
         rows_failed=outcomes.count("failed"),
@@ -117,10 +120,9 @@ def summarize(rows: Sequence[Judged]) -> WinRate:
     return win_rate
 
 
-def _rate_if_missing_were(rows: Sequence[Judged], by_prompt: list[list[int]], missing: float) -> float:
-    means = [[_SCORES.get(verdict, missing) for verdict in row.verdicts] for row in rows]
-    of_rows = [sum(scores) / len(scores) for scores in means]
-    of_prompts = [sum(of_rows[index] for index in indices) / len(indices) for indices in by_prompt]
+def _rate_if_missing_were(missing: float, outcomes: list[float | str], by_prompt: list[list[int]]) -> float:
+    scores = [missing if isinstance(outcome, str) else outcome for outcome in outcomes]
+    of_prompts = [sum(scores[index] for index in indices) / len(indices) for indices in by_prompt]
     return round(100 * sum(of_prompts) / len(of_prompts), 4)
 
 
@@ -197,7 +199,7 @@ def format_table(line: dict[str, Any]) -> str:
         add("95 % interval", f"{line['ci95'][0]:6.1f} to {line['ci95'][1]:.1f} % (Wilson, over prompts)")
     if line["undecided"] + line["failed"] > _BOUNDS_FROM * total:
         low, high = line["bounds"]
-        add("worst, best", f"{low:6.1f} to {high:.1f} % if all verdicts that are missing were losses, or wins")
+        add("worst, best", f"{low:6.1f} to {high:.1f} % if all that have no verdict were losses, or wins")
     means = [sum(side["lengths"]) / len(side["lengths"]) for side in (candidate, baseline)]
     add("mean words", f"{means[0]:6.1f} {candidate['name']}, {means[1]:.1f} {baseline['name']}")
     if line["swap_consistency"] is not None:
@@ -209,5 +211,27 @@ def format_table(line: dict[str, Any]) -> str:
         left_out = f", {missing} of them without a verdict left out" if missing else ""
         table.append(f"  {line['rows']} rows of {total} prompts: the rows of a prompt are averaged{left_out}.")
     if "rule" in line:
-        table.append(f"  The rule: {line['rule']}")
+        table += textwrap.wrap(f"The rule: {line['rule']}", 100, initial_indent="  ", subsequent_indent="    ")
     return "\n".join(table)
+
+
+def format_row(row: Judged) -> str:
+    """One row as `--verbose` prints it: the prompt's beginning, and the verdict in each order."""
+    places = [f"{first} first: " for first in row.shown_first] or [""] * len(row.verdicts)
+    verdicts = "; ".join(place + verdict for place, verdict in zip(places, row.verdicts, strict=True))
+    return f"{' '.join(row.prompt.split())[-70:]!r}: {verdicts}"
+
+
+def write_csv(path: str, rows: Sequence[Judged], candidate: Sequence[str], baseline: Sequence[str]) -> None:
+    """One line for each row: the prompt, both responses, and verdict and words of the judge in each order."""
+    orders = max(len(row.verdicts) for row in rows)
+    per_order = [f"{name}_{order}" for order in range(1, orders + 1) for name in ("shown_first", "verdict", "answer")]
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.writer(file)
+        writer.writerow(["prompt", "candidate", "baseline", "outcome", *per_order])
+        for row, *responses in zip(rows, candidate, baseline, strict=True):
+            cells = []
+            for order, verdict in enumerate(row.verdicts):
+                shown_first, answer = ("".join(texts[order : order + 1]) for texts in (row.shown_first, row.answers))
+                cells += [shown_first, verdict, answer]
+            writer.writerow([row.prompt, *responses, row_outcome(row.verdicts), *cells])

@@ -7,6 +7,7 @@ import ipaddress
 import json
 import os
 import queue
+import sys
 import threading
 import time
 from collections import Counter
@@ -17,13 +18,21 @@ from urllib.parse import urlsplit
 
 from scorers.judgments import Answer, JudgmentCache
 from scorers.samples import Sample, prompt_text
-from scorers.verdicts import BASELINE, CANDIDATE, FAILED, TIE, UNDECIDED, JudgedRow
-from scorers.verdicts import check_labels, judge_messages, parse_verdict
+from scorers.verdicts import (
+    BASELINE,
+    CANDIDATE,
+    FAILED,
+    TIE,
+    UNDECIDED,
+    JudgedRow,
+    check_labels,
+    judge_messages,
+    parse_verdict,
+)
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 _NO_KEY = "no-key"  # what the client sends to an endpoint on this machine that needs none
 _STOP_AFTER_FAILURES = 8  # requests that fail, with not one answered, before the endpoint is given up
-_MAX_ANSWER_TOKENS = 512  # three sentences and a verdict; a judge that thinks first needs some room
 
 
 class JudgeStopped(Exception):
@@ -91,6 +100,7 @@ class Judge:
         model: the endpoint's name of the judge.
         labels: the two characters by which the responses are called.
         seed: passed to the endpoint; the temperature is 0.
+        max_tokens: after which an answer is cut off, and undecided; a judge that thinks first needs more room.
         timeout: seconds without an answer after which a try is given up.
         retries: further tries after time-outs, lost connections and statuses 408, 409, 429 and 5xx, each later than
             the last and not before the `Retry-After` that the server names.
@@ -104,6 +114,7 @@ class Judge:
         *,
         labels: str = "12",
         seed: int = 0,
+        max_tokens: int = 512,
         timeout: float = 60.0,
         retries: int = 6,
         sleep_time: float = 0.0,
@@ -119,7 +130,7 @@ class Judge:
         )
         self.model, self.labels, self.sleep_time = model, labels, sleep_time
         self._endpoint = endpoint
-        self._parameters = {"temperature": 0, "seed": seed, "max_completion_tokens": _MAX_ANSWER_TOKENS}
+        self._parameters = {"temperature": 0, "seed": seed, "max_completion_tokens": max_tokens}
         self._start_lock, self._next_start = threading.Lock(), 0.0
 
     def question(self, prompt: str, candidate: str, baseline: str, shown_first: str) -> Question:
@@ -145,7 +156,7 @@ class Judge:
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
             raise JudgeStopped(
                 f"the judge refuses every request (HTTP {error.status_code}: {self._without_key(error)}); check "
-                f"OPENAI_API_KEY, -j {self.model} and --base-url {self._endpoint.base_url}"
+                f"OPENAI_API_KEY, -j {self.model} and --base-url ({urlsplit(self._endpoint.base_url).hostname})"
             ) from None
         except openai.APIStatusError as error:
             if getattr(error, "code", None) == "insufficient_quota":
@@ -195,23 +206,41 @@ class JudgedSamples:
         rows: one for each sample, in their order.
         cache_hits: questions of this run that the cache answered.
         asked: requests that were sent and answered (retries not counted).
+        cut_off: answers that ended at the limit of tokens, before their verdict.
+        torn_lines: lines of the cache that could not be read.
         failures: how many requests were given up, by reason.
     """
 
     rows: list[JudgedRow]
     cache_hits: int = 0
     asked: int = 0
+    cut_off: int = 0
+    torn_lines: int = 0
     failures: Counter[str] = field(default_factory=Counter)
+
+    def notes(self) -> list[str]:
+        """What a person should know beside the numbers; nothing for an offline rule."""
+        notes = []
+        if self.cache_hits or self.asked:
+            notes.append(f"  {self.asked} requests were answered, {self.cache_hits} were known from the cache.")
+        if self.cut_off:
+            notes.append(f"  {self.cut_off} answers were cut off before their verdict; raise --max-tokens.")
+        if self.torn_lines:
+            notes.append(f"  {self.torn_lines} unreadable lines of the cache were passed over.")
+        if self.failures:
+            notes.append("  Failed requests (the same command asks them again):")
+            notes += [f"    {count} x {reason}" for reason, count in self.failures.most_common(5)]
+        return notes
 
 
 def judge_samples(
     samples: list[Sample],
     judge: Judge,
     cache: JudgmentCache,
-    *,
     candidate_key: str,
     baseline_key: str,
     history_key: str,
+    *,
     orders: int = 2,
     seed: int = 0,
     concurrency: int = 8,
@@ -227,9 +256,11 @@ def judge_samples(
         plans.append([judge.question(*texts, shown_first) for shown_first in _orders(texts, orders, seed)])
     questions = {question.key: question for plan in plans for question in plan}
     unknown = [question for key, question in questions.items() if cache.get(key) is None]
-    judged = JudgedSamples([], cache_hits=len(questions) - len(unknown))
+    judged = JudgedSamples([], cache_hits=len(questions) - len(unknown), torn_lines=cache.torn_lines)
     failed = _ask_all(unknown, judge, cache, concurrency)
     judged.asked, judged.failures = len(unknown) - len(failed), Counter(failed.values())
+    known = [cache.get(key) for key in questions]
+    judged.cut_off = sum(answer is not None and answer.finish_reason == "length" for answer in known)
     for sample, plan in zip(samples, plans, strict=True):
         prompt = prompt_text(sample[history_key])
         if not plan:
@@ -252,9 +283,7 @@ def _orders(texts: tuple[str, str, str], orders: int, seed: int) -> tuple[str, .
     return (CANDIDATE,) if digest[0] % 2 else (BASELINE,)
 
 
-def _ask_all(
-    questions: list[Question], judge: Judge, cache: JudgmentCache, concurrency: int
-) -> dict[str, str]:
+def _ask_all(questions: list[Question], judge: Judge, cache: JudgmentCache, concurrency: int) -> dict[str, str]:
     """Asks and caches; returns the reason of each failure by the question's key."""
     from tqdm import tqdm
 
@@ -318,7 +347,8 @@ def _in_threads(
             done(*finished.get())
     except BaseException:
         stop.set()
-        print("\nwaiting for the requests under way (Ctrl-C: not for them either)", flush=True)
+        if any(worker.is_alive() for worker in workers):
+            print("\nwaiting for the requests under way (Ctrl-C: not for them either)", file=sys.stderr, flush=True)
         for worker in workers:
             worker.join()
         raise

@@ -67,9 +67,10 @@ class DirectAnswer(Rule):
     """For samples that name the `facts` of a right answer: the fact first, then how soon it is said."""
 
     text = (
-        "A response that holds all the facts beats one that does not. Where both do or neither does, one that is empty "
-        "or was cut off loses to one that is neither, and two of those tie. Of two whole ones the more direct one wins: "
-        "fewer words to read until the facts have been said (the whole response where they have not). Equal: a tie."
+        "A response that holds all the facts beats one that does not. Where both do or neither does, one that is "
+        "empty or was cut off loses to one that is neither, and two of those tie. Of two whole ones the more direct "
+        "one wins: fewer words to read until the facts have been said (the whole response where they have not). "
+        "Equal: a tie."
     )
 
     def check(self, samples: list[Sample]) -> None:
@@ -139,18 +140,16 @@ def load_rule(name: str) -> Rule:
     """The rule of that name, or a user's: `package.module.Class` or `path/to/file.py:Class`.
 
     Raises:
-        ValueError: there is no such rule, or it has no `prefer` or no `text`.
+        ValueError: there is no such rule, or it is no `Rule`, or has no `text`.
     """
     if name in RULES:
         return RULES[name]()
-    rule = _load_class(name)()
-    if not callable(getattr(rule, "prefer", None)):
-        raise ValueError(f"{name} has no method `prefer`; make it a subclass of scorers.rules.Rule")
-    if not getattr(rule, "text", ""):
+    kind = _load_class(name)
+    if not isinstance(kind, type) or not issubclass(kind, Rule):
+        raise ValueError(f"{name} is no rule; make it a class that inherits scorers.rules.Rule")
+    if not kind.text:
         raise ValueError(f"{name} has no `text`; give the class `text = '...'`, the rule in words, for the results")
-    if not callable(getattr(rule, "check", None)):
-        rule.check = lambda samples: None
-    return rule
+    return kind()
 
 
 def _load_class(name: str) -> Any:
@@ -166,14 +165,13 @@ def _load_class(name: str) -> Any:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     else:
-        sys.path.insert(0, str(Path.cwd()))
+        if str(Path.cwd()) not in sys.path:
+            sys.path.append(str(Path.cwd()))
         try:
             module = importlib.import_module(place)
         except ModuleNotFoundError as error:
             raise ValueError(f"--offline {name}: {error}") from error
-        finally:
-            sys.path.pop(0)
-    if not isinstance(getattr(module, attribute, None), type):
+    if not hasattr(module, attribute):
         raise ValueError(f"--offline {name}: {place} has no class `{attribute}`")
     return getattr(module, attribute)
 
@@ -188,6 +186,8 @@ def judge_by_rule(
     for index, sample in enumerate(samples):
         preference = rule.prefer(sample, candidate_key, baseline_key)
         if preference not in names:
-            raise ValueError(f"{type(rule).__name__}.prefer gave {preference!r} for sample {index}; it must be 1, 0 or -1")
+            raise ValueError(
+                f"{type(rule).__name__}.prefer gave {preference!r} for sample {index}; it must be 1, 0 or -1"
+            )
         judged.append(JudgedRow(prompt_text(sample[history_key]), (names[preference],)))
     return judged

@@ -135,7 +135,7 @@ def choose_prompts(rows: list[Sample], history_key: str, maximum: int | None, se
 
 
 def word_lengths(rows: list[Sample], key: str, history_key: str) -> list[float]:
-    """Length in words of the responses under `key`, one number for each prompt (the mean, where it has several rows)."""
+    """Length in words of the responses under `key`, one number a prompt (the mean, where it has several rows)."""
     lengths: dict[str, list[int]] = {}
     for row in rows:
         lengths.setdefault(prompt_text(row[history_key]), []).append(len(row[key].split()))

@@ -48,7 +48,7 @@ def load_dataset(
     A local `path` without `test_path` is split by a hash of the prompt: rows, used and dropped are this split's share.
 
     Raises:
-        ValueError: a function that cannot be found or does not take an option, a row that cannot be read, an empty split.
+        ValueError: a function that cannot be found or does not take an option, an unreadable row, an empty split.
     """
     if split not in SPLITS:
         raise ValueError(f"Data set {name}: the split must be train or test, not {split!r}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 Turn = dict[str, str]  # {"role": "user" | "assistant", "content": text}
@@ -72,13 +73,36 @@ def flaw(prompt_turns: Sequence[Turn]) -> str | None:
         return "empty prompt"
     if prompt_turns[0]["role"] != "user":
         return "conversation does not begin with the user"
-    if any(first["role"] == second["role"] for first, second in zip(prompt_turns, prompt_turns[1:], strict=False)):
+    if any(first["role"] == second["role"] for first, second in pairwise(prompt_turns)):
         return "turns do not alternate"
     if prompt_turns[-1]["role"] != "user":
         return "prompt does not end with the user"
     if not prompt_turns[-1]["content"]:
         return "empty prompt"
     return None
+
+
+class Demonstration(NamedTuple):
+    """A conversation taken apart: all that follows the first prompt is one generation, every assistant turn scored."""
+
+    prompt: str
+    generation: str
+    system: str | None
+    key: str  # what decides a split by prompt
+    flaw: str | None  # why it cannot be used
+
+
+def demonstration(system: str | None, turns: Sequence[Turn], strings: TurnStrings) -> Demonstration:
+    """A whole conversation as the prompt up to the assistant's first turn, and the generation from there on."""
+    first = next((index for index, turn in enumerate(turns) if turn["role"] == "assistant"), len(turns))
+    reason = flaw(turns[:first])
+    if reason is None and turns[-1]["role"] != "assistant":
+        reason = "conversation does not end with the assistant"
+    reason = reason or flaw(turns[:-1])
+    if reason is None and not all(turn["content"] for turn in turns):
+        reason = "empty turn"
+    prompt, generation = (join_turns(turns[:first], strings), continue_turns(turns[first:], strings))
+    return Demonstration(prompt, "" if reason else generation, system, split_key(turns[:first], system), reason)
 
 
 def split_key(turns: Sequence[Turn], system: str | None = None) -> str:

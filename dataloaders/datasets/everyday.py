@@ -6,7 +6,6 @@ Row: {"topic", "prompt", "chosen", "rejected", "facts": [...]}; the data card st
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from dataloaders.datasets.conversation import TurnStrings, join_turns
 from dataloaders.datasets.rows import field, load_rows

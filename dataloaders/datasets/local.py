@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from dataloaders.datasets.conversation import (
     TurnStrings,
-    continue_turns,
+    demonstration,
     describe,
     flaw,
     join_turns,
@@ -82,8 +82,8 @@ def get_local(
         shape = shape or this_shape
         if this_shape != shape:
             raise ValueError(
-                f"{where}: this row has the keys of {this_shape} ({', '.join(SHAPES[this_shape][0])}), but the rows before it "
-                f"are {shape} ({', '.join(SHAPES[shape][0])}); put each shape into a file of its own."
+                f"{where}: this row has the keys of {this_shape} ({', '.join(SHAPES[this_shape][0])}), but the rows "
+                f"before it are {shape} ({', '.join(SHAPES[shape][0])}); put each shape into a file of its own."
             )
         example = _READERS[shape](LocalRow(where, values, _weight(values, where), strings, dataset))
         if example is not None:
@@ -119,8 +119,9 @@ def recognise(row: dict[str, Any], where: str) -> str:
     ]
     shapes = "; ".join(f"{one}: {', '.join(keys)}" for one, (keys, _) in SHAPES.items())
     raise ValueError(
-        f"{where}: a row with the keys {', '.join(map(repr, row)) or '(none)'} is of no known shape. The nearest, {shape}, needs "
-        f"{', '.join(needed)}{': ' + ' '.join(hints) if hints else '.'} The shapes are {shapes}."
+        f"{where}: a row with the keys {', '.join(map(repr, row)) or '(none)'} is of no known shape. "
+        f"The nearest, {shape}, needs {', '.join(needed)}{': ' + ' '.join(hints) if hints else '.'} "
+        f"The shapes are {shapes}."
     )
 
 
@@ -174,8 +175,8 @@ def _response(row: LocalRow, value: Any, name: str) -> Text:
         if system is None and [turn["role"] for turn in turns] == ["assistant"]:
             return turns[0]["content"]
         raise ValueError(
-            f"{row.where}: `{name}` beside `prompt` must be one response: a text, token ids or a list of one assistant message. "
-            "Whole conversations go under `chosen` and `rejected` without a `prompt`."
+            f"{row.where}: `{name}` beside `prompt` must be one response: a text, token ids or a list of one assistant "
+            "message. Whole conversations go under `chosen` and `rejected` without a `prompt`."
         )
     if not isinstance(value, str):
         raise ValueError(
@@ -218,9 +219,10 @@ def _read_conversations(row: LocalRow) -> Example | None:
             if isinstance(prompt, str)
             else parse_turns(prompt, row.where, "prompt")[1]
         )
-        if turns[-1:] != [turn for turn in chosen[:-1]][-1:]:
+        if turns[-1:] != chosen[:-1][-1:]:
             raise ValueError(
-                f"{row.where}: `chosen` is a whole conversation that does not go on from `prompt`; leave out one of the two."
+                f"{row.where}: `chosen` is a whole conversation that does not go on from `prompt`; "
+                "leave out one of the two."
             )
     row.dataset.read(split_key(chosen[:-1], system))
     if chosen[:-1] != rejected[:-1] or system != rejected_system:
@@ -252,6 +254,7 @@ def _read_feedback(row: LocalRow) -> Example | None:
     index = example.add(completion, weight=row.weight)
     known = example.desirable[index]
     if known is not None:
+        example.rows -= 1
         row.dataset.drop("same label again" if known == bool(label) else "label contradicts an earlier row")
         return None
     example.desirable[index] = bool(label)
@@ -276,24 +279,17 @@ def _read_scored(row: LocalRow) -> Example | None:
         if text not in example.generations:  # of equal completions the first score counts
             example.add(text, score=float(score), weight=row.weight)
     if _dropped(row, "same completions again" if len(example.generations) == before else None):
+        example.rows -= 1
         return None
     return example
 
 
 def _read_messages(row: LocalRow) -> Example | None:
-    system, turns = parse_turns(row.values["messages"], row.where, "messages")
-    first = next((index for index, turn in enumerate(turns) if turn["role"] == "assistant"), len(turns))
-    row.dataset.read(split_key(turns[:first], system))
-    reason = flaw(turns[:first])
-    if reason is None and turns[-1]["role"] != "assistant":
-        reason = "conversation does not end with the assistant"
-    reason = reason or flaw(turns[:-1])
-    if reason is None and not all(turn["content"] for turn in turns):
-        reason = "empty turn"
-    if _dropped(row, reason):
+    shown = demonstration(*parse_turns(row.values["messages"], row.where, "messages"), row.strings)
+    row.dataset.read(shown.key)
+    if _dropped(row, shown.flaw):
         return None
-    prompt, generation = join_turns(turns[:first], row.strings), continue_turns(turns[first:], row.strings)
-    return row.dataset.add_demonstration(prompt, generation, system=system, weight=row.weight)
+    return row.dataset.add_demonstration(shown.prompt, shown.generation, system=shown.system, weight=row.weight)
 
 
 def _read_demonstration(row: LocalRow) -> Example | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import gzip
 import json
+import math
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -68,6 +69,14 @@ def field(row: dict[str, Any], key: str, where: str, kind: type | tuple[type, ..
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         wanted = " or ".join(one.__name__ for one in kinds)
         raise ValueError(f"{where}: field {key!r} must be {wanted}, not {describe(value)}.")
+    return value
+
+
+def number(row: dict[str, Any], key: str, where: str) -> float:
+    """The finite number under `key`; ValueError naming file and line otherwise."""
+    value = float(field(row, key, where, (int, float)))
+    if not math.isfinite(value):
+        raise ValueError(f"{where}: field {key!r} must be a finite number, not {value}.")
     return value
 
 

@@ -1,0 +1,119 @@
+"""From a checked config to the objects of a run. `DictConfig` goes no deeper than a trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from dataloaders.base import DataLoader, Source
+from dataloaders.chat_format import MARKERS, ChatFormat, chat_format
+from dataloaders.datasets import load_dataset
+from dataloaders.paired import PairedPreferenceDataLoader
+from dataloaders.resolve import resolve
+from dataloaders.tokenization import ExampleTokenizer
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from models.reference import Reference
+
+
+def build_device(name: str) -> torch.device:
+    """auto takes a GPU when there is one (each process its own), else the CPU."""
+    import os
+
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available[name]:
+        raise ValueError(f"device={name}, but torch sees none: use device=auto or device=cpu.")
+    if name == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+        return device
+    return torch.device(name)
+
+
+def build_tokenizer(config: DictConfig, saved_policy: str | None = None) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, or the one that a checkpoint's folder carries."""
+    from models.loading import load_tokenizer
+
+    model = config.model
+    name = saved_policy or model.tokenizer_name_or_path or model.name_or_path
+    return load_tokenizer(
+        name, cache_dir=config.cache_dir, revision=model.revision, trust_remote_code=model.trust_remote_code
+    )
+
+
+def build_example_tokenizer(config: DictConfig, tokenizer: PreTrainedTokenizerBase) -> ExampleTokenizer:
+    """What turns examples into tokens, with the model's chat format and lengths."""
+    model = config.model
+    format: ChatFormat = chat_format(
+        tokenizer, model.human_prefix, model.human_suffix, model.assistant_prefix, model.assistant_suffix
+    )
+    return ExampleTokenizer(tokenizer, format, model.max_length, model.max_prompt_length)
+
+
+def build_sources(config: DictConfig, split: str) -> list[Source]:
+    """The chosen data sets, read."""
+    sources = []
+    for name, options in config.datasets.items():
+        options = OmegaConf.to_container(options, resolve=True)
+        dataset = load_dataset(name, split, options["function"], MARKERS, options)
+        # A cap on the examples of a data set is a cap on training: the test split has n_eval_examples.
+        limit = options["n_examples"] if split == "train" else None
+        sources.append(Source(dataset, options["weight"] if split == "train" else 1.0, limit))
+    return sources
+
+
+def build_loader(config: DictConfig, example_tokenizer: ExampleTokenizer, split: str) -> DataLoader:
+    """The loss's DataLoader over the chosen data sets."""
+    kind: type[DataLoader] = resolve(config.loss.dataloader, "dataloaders")
+    options: dict[str, Any] = {
+        "split": split,
+        "batch_size": config.model.batch_size * config.model.gradient_accumulation_steps,
+        "seed": config.seed,
+        "shuffle": config.shuffle,
+        "cache_dir": config.cache_dir,
+    }
+    if split == "train":
+        options |= {"n_epochs": config.n_epochs, "n_examples": config.n_examples}
+    if issubclass(kind, PairedPreferenceDataLoader):
+        options["pair_weight"] = config.pair_weight
+    return kind(build_sources(config, split), example_tokenizer, **options)
+
+
+def build_model(config: DictConfig, device: torch.device, load_from: str | None) -> PreTrainedModel:
+    """The model with float32 weights; `load_from` other weights for it."""
+    from models.loading import load_model
+
+    model = config.model
+    shape: Mapping[str, Any] = OmegaConf.to_container(model.shape, resolve=True)
+    loaded = load_model(
+        model.name_or_path,
+        cache_dir=config.cache_dir,
+        load_from=load_from,
+        shape=shape,
+        seed=config.seed,
+        revision=model.revision,
+        attn_implementation=model.attn_implementation,
+        trust_remote_code=model.trust_remote_code,
+    )
+    return loaded.to(device)
+
+
+def build_reference(config: DictConfig, device: torch.device) -> Reference | None:
+    """The weights that the policy started from, `load_from` included; None for a loss that uses none."""
+    if not config.loss.use_reference_model:
+        return None
+    import torch
+
+    from models.reference import Reference
+
+    dtype = getattr(torch, config.model.reference_dtype)
+    return Reference(lambda: build_model(config, device, config.model.load_from), dtype)

@@ -1,0 +1,232 @@
+"""What eval.py runs once its config is read, laid over today's and checked: sample, eval, export or inspect."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from dataloaders.chat_format import Conversation
+from dataloaders.examples import Example
+from dataloaders.tokenization import ExampleTokenizer
+from launch import build
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+
+def run(config: DictConfig, run_folder: Path | None) -> Any:
+    """Does what `config.mode` says.
+
+    Args:
+        run_folder: the folder of the saved config; None: the run that train.py would make of this config.
+
+    Raises:
+        ValueError: for whatever is wrong with config, data or weights.
+    """
+    folder = run_folder or Path(config.cache_dir) / config.exp_name
+    saved = find_policy(config, folder)
+    log.info("weights: %s", saved or config.model.load_from or config.model.name_or_path)
+    if config.mode == "inspect":
+        from launch.train import inspect
+
+        return inspect(config, folder)
+    if config.mode == "eval":
+        return evaluate(config, folder, saved)
+    if config.mode == "export":
+        from launch.export import export
+
+        return export(config, folder, saved)
+    return sample(config, saved)
+
+
+def find_policy(config: DictConfig, folder: Path) -> str | None:
+    """The checkpoint to use: `saved_policy`, else the run's LATEST/policy.pt, else None (the model itself)."""
+    if config.saved_policy is not None:
+        path = next((p for p in (Path(config.saved_policy), folder / config.saved_policy) if p.exists()), None)
+        if path is None:
+            raise ValueError(f"saved_policy={config.saved_policy} is not there (looked here and in {folder}).")
+        return str(path.resolve())
+    latest = folder / "LATEST" / "policy.pt"
+    return str(latest.resolve()) if latest.exists() else None
+
+
+# mode=sample ---------------------------------------------------------------------------------------------------------
+
+
+def sample(config: DictConfig, saved: str | None) -> Path:
+    """Writes the policy's responses to test prompts to `{samples_dir}/{exp_name}.json`.
+
+    The same run, prompts and seed give the same file: where nothing but the time would change, the file is left alone.
+    """
+    tokenizer = build.build_tokenizer(config, saved)
+    example_tokenizer = build.build_example_tokenizer(config, tokenizer)
+    examples, prompts = choose_prompts(config, example_tokenizer)
+    device = build.build_device(config.device)
+    policy = build.build_model(config, device, saved or config.model.load_from)
+    samples = [describe(example) for example in examples]
+    responses = respond(config, policy, example_tokenizer, prompts, "policy")
+    for entry, (text, reason, _) in zip(samples, responses, strict=True):
+        entry |= {"policy": text, "finish_reason": reason}
+    if config.sample_reference:
+        reference = build.build_model(config, device, config.model.load_from)
+        others = respond(config, reference, example_tokenizer, prompts, "reference")
+        ids = [completion for _, _, completion in responses]
+        logps = [sequence_logps(config, model, prompts, ids) for model in (policy, reference)]
+        for number, (entry, (text, reason, _)) in enumerate(zip(samples, others, strict=True)):
+            entry |= {"reference": text, "reference_finish_reason": reason}
+            entry |= {"policy_logp": logps[0][number], "policy_reference_logp": logps[1][number]}
+            entry |= {"policy_tokens": len(ids[number])}
+    path = Path(config.samples_dir) / f"{config.exp_name}.json"
+    write_samples(path, config, samples)
+    cut = sum(entry["finish_reason"] == "length" for entry in samples)
+    log.info("%d samples, %d of them cut off at the length limit: %s", len(samples), cut, path)
+    return path
+
+
+def choose_prompts(config: DictConfig, tokenize: ExampleTokenizer) -> tuple[list[Example], list[np.ndarray]]:
+    """`n_samples` examples of the split, chosen by the seed, and their prompts as token ids."""
+    examples = [example for source in build.build_sources(config, config.split) for example in source.dataset]
+    order = np.random.default_rng([config.seed]).permutation(len(examples))
+    wanted = sorted(order[: config.n_samples])
+    chosen, prompts, dropped = [], [], 0
+    for index in wanted:
+        tokens = tokenize.prompt_ids(examples[index])
+        if tokens.dropped or not len(tokens.prompt):
+            dropped += 1
+            continue
+        chosen.append(examples[index])
+        prompts.append(tokens.prompt)
+    if dropped:
+        log.warning("%d of %d prompts are empty or longer than model.max_prompt_length and are left out", dropped, len(wanted))
+    if not chosen:
+        raise ValueError("no prompt fits model.max_prompt_length: raise it.")
+    return chosen, prompts
+
+
+def respond(
+    config: DictConfig, model: PreTrainedModel, tokenize: ExampleTokenizer, prompts: list[np.ndarray], name: str
+) -> list[tuple[str, str, np.ndarray]]:
+    """For each prompt the text of a response, why it ended, and its token ids."""
+    from models.generation.hf import HFGenerator
+
+    tokenizer = tokenize.tokenizer
+    generator = HFGenerator(
+        model,
+        stop_ids=stop_ids(model, tokenize),
+        pad_id=tokenizer.pad_token_id,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        max_length=config.model.max_length,
+        max_new_tokens=config.max_new_tokens,
+        batch_size=config.model.eval_batch_size,
+        seed=config.seed,
+    )
+    completions = generator.generate(prompts, f"sampling the {name}")
+    texts = tokenizer.batch_decode([c.ids for c in completions], skip_special_tokens=True)
+    return [(text.strip(), c.finish_reason, c.ids) for text, c in zip(texts, completions, strict=True)]
+
+
+def stop_ids(model: PreTrainedModel, tokenize: ExampleTokenizer) -> set[int]:
+    """Tokens that end a response: EOS, the template's end of turn, and what the model's generation settings say."""
+    settings = getattr(model.generation_config, "eos_token_id", None)
+    ids = {tokenize.tokenizer.eos_token_id, *(settings if isinstance(settings, list) else [settings])}
+    ids.add(tokenize.encode([[(tokenize.format.end_of_turn, False)]])[0][-1])
+    return ids - {None}
+
+
+def sequence_logps(
+    config: DictConfig, model: PreTrainedModel, prompts: list[np.ndarray], responses: list[np.ndarray]
+) -> list[float]:
+    """log p(response | prompt) in nats for each prompt, 0 for an empty response."""
+    import torch
+
+    from models.logprobs import ScoredSequence, token_logps
+
+    values = [0.0] * len(prompts)
+    order = [index for index in np.argsort([len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]) if len(responses[index])]
+    with torch.no_grad():
+        for start in range(0, len(order), 8):
+            batch = order[start : start + 8]
+            sequences = [
+                ScoredSequence(prompts[index], responses[index], np.ones(len(responses[index]), dtype=bool)) for index in batch
+            ]
+            for index, logps in zip(batch, token_logps(model, sequences), strict=True):
+                values[index] = round(float(logps.sum()), 4)
+    return values
+
+
+def describe(example: Example) -> dict[str, Any]:
+    """What a sample says of its prompt: the prompt, the response that people preferred, and the example's metadata."""
+    target = example.generations[example.sft_index] if example.sft_index is not None else ""
+    return {
+        "prompt": readable(example.prompt),
+        "chosen": Conversation.parse(target).opening.strip() if isinstance(target, str) else target,
+        "dataset": example.dataset_name,
+        **{key: value for key, value in example.metadata.items() if key not in ("dataset", "prompt", "chosen")},
+    }
+
+
+def readable(prompt: str | list[int]) -> Any:
+    """A prompt as people read it: a single question as it is, a longer conversation with its speakers."""
+    if not isinstance(prompt, str):
+        return prompt
+    conversation = Conversation.parse(prompt)
+    if not conversation.turns:
+        return conversation.opening
+    if len(conversation.turns) == 1:
+        return conversation.turns[0][1]
+    speakers = {"user": "Human", "assistant": "Assistant"}
+    return "\n\n".join(f"{speakers[role]}: {content}" for role, content in conversation.turns)
+
+
+def write_samples(path: Path, config: DictConfig, samples: list[dict[str, Any]]) -> None:
+    """Writes {sampled_at, config, samples}; a file that says the same already keeps its time."""
+    contents = {"config": OmegaConf.to_container(config, resolve=True), "samples": samples}
+    if path.exists():
+        try:
+            old = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            old = {}
+        if isinstance(old, dict) and {key: old.get(key) for key in contents} == json.loads(json.dumps(contents)):
+            return
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"sampled_at": now, **contents}, indent=1, ensure_ascii=False), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+# mode=eval -----------------------------------------------------------------------------------------------------------
+
+
+def evaluate(config: DictConfig, folder: Path, saved: str | None) -> dict[str, float]:
+    """The loss and metrics of the run's trainer on `split`; printed, and kept as eval-{split}.json beside the run."""
+    from launch.train import check_vocabulary, trainer_class
+    from trainers import distributed
+
+    kind = trainer_class(config)
+    device: torch.device = build.build_device(config.device)
+    distributed.start(device)
+    tokenizer: PreTrainedTokenizerBase = build.build_tokenizer(config, saved)
+    loader = build.build_loader(config, build.build_example_tokenizer(config, tokenizer), config.split)
+    policy = build.build_model(config, device, saved or config.model.load_from)
+    check_vocabulary(policy, tokenizer)
+    rows = loader.fixed_rows(config.n_eval_examples)
+    trainer = kind(config, tokenizer, policy, build.build_reference(config, device), None, rows, None)
+    metrics = {name: round(value, 6) for name, value in sorted(trainer.evaluate().items())}
+    if distributed.rank() == 0:
+        report = {"split": config.split, "examples": len(rows), "weights": saved or config.model.name_or_path, **metrics}
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"eval-{config.split}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        print(json.dumps(report, indent=1))
+    return metrics

@@ -1,0 +1,130 @@
+"""What train.py runs once its config is composed and checked."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from dataloaders.base import DataLoader
+from dataloaders.resolve import resolve
+from launch import build, inspection
+from launch.run_folder import claim, finish
+from models.loading import locate
+from models.shapes import describe
+from trainers import distributed
+from trainers.basic import BasicTrainer
+from trainers.metrics import MetricsLog
+
+log = logging.getLogger(__name__)
+
+
+def run(config: DictConfig) -> dict[str, float]:
+    """Trains (or, with mode=inspect, shows the data). Returns the last evaluation's metrics.
+
+    Raises:
+        ValueError: for whatever is wrong with config, data or weights; as far as possible before a model is loaded.
+    """
+    device = build.build_device(config.device)
+    distributed.start(device)
+    locate(config.model.name_or_path, config.cache_dir)
+    if config.model.load_from is not None:
+        locate(config.model.load_from, config.cache_dir)
+    kind = trainer_class(config)
+    folder = Path(config.cache_dir) / config.exp_name
+    if config.mode == "inspect":
+        inspect(config, folder)
+        return {}
+    status = distributed.gather_objects(claim(config).status if distributed.rank() == 0 else None)[0]
+    if status == "finished":
+        log.info("%s is finished, with this config: nothing to do (overwrite=true trains it again)", folder)
+        return {}
+    if status == "unfinished":
+        log.info("%s was not finished: it starts again from the beginning", folder)
+    train_loader, eval_loader, tokenizer = load_data(config, folder)
+    trainer = _trainer(config, kind, folder, device, train_loader, eval_loader, tokenizer)
+    metrics = trainer.train()
+    if trainer.metrics_log is not None:
+        trainer.metrics_log.close()
+        finish(folder)
+        log.info("done: %s", folder / "LATEST" / "policy.pt")
+    return metrics
+
+
+def trainer_class(config: DictConfig) -> type[BasicTrainer]:
+    """The loss's trainer, once it is known that the loss's DataLoader gives the responses that it trains on."""
+    kind = resolve(config.loss.trainer, "trainers")
+    loader = resolve(config.loss.dataloader, "dataloaders")
+    missing = [role for role in kind.roles if role not in loader.roles]
+    if missing:
+        raise ValueError(
+            f"loss={config.loss.name}: {kind.__name__} trains on {', '.join(kind.roles)}, and {loader.__name__} gives "
+            f"{', '.join(loader.roles)}. Choose another loss.dataloader."
+        )
+    return kind
+
+
+def load_data(config: DictConfig, folder: Path) -> tuple[DataLoader, DataLoader | None, object]:
+    """Training and evaluation data; data.json is written and the account printed."""
+    tokenizer = build.build_tokenizer(config)
+    example_tokenizer = build.build_example_tokenizer(config, tokenizer)
+    train_loader = build.build_loader(config, example_tokenizer, "train")
+    evaluates = config.n_eval_examples is None or config.n_eval_examples > 0
+    eval_loader = build.build_loader(config, example_tokenizer, "test") if evaluates else None
+    if distributed.rank() == 0:
+        loaders = [loader for loader in (train_loader, eval_loader) if loader is not None]
+        account = inspection.write_account(folder / "data.json", loaders)
+        print(inspection.account_table(account), file=sys.stderr)
+    return train_loader, eval_loader, tokenizer
+
+
+def inspect(config: DictConfig, folder: Path) -> None:
+    """mode=inspect: prints the account, lengths, and three examples with the scored tokens marked."""
+    train_loader, _, tokenizer = load_data(config, folder)
+    account = json.loads((folder / "data.json").read_text())
+    print(f"{config.model.name}: {describe(config.model.shape)}\n")
+    print(inspection.report(train_loader, account, tokenizer))
+
+
+def _trainer(
+    config: DictConfig,
+    kind: type[BasicTrainer],
+    folder: Path,
+    device: torch.device,
+    train_loader: DataLoader,
+    eval_loader: DataLoader | None,
+    tokenizer: object,
+) -> BasicTrainer:
+    torch.manual_seed(config.seed)
+    policy = build.build_model(config, device, config.model.load_from)
+    check_vocabulary(policy, tokenizer)
+    if config.model.activation_checkpointing:
+        policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    policy.requires_grad_(True)
+    metrics_log = None
+    if distributed.rank() == 0:
+        options = None
+        if config.wandb.enabled:
+            options = {
+                "entity": config.wandb.entity, "project": config.wandb.project, "name": config.exp_name,
+                "config": OmegaConf.to_container(config, resolve=True),
+            }  # fmt: skip
+        metrics_log = MetricsLog(folder, config.minimum_log_interval_secs, options)
+    return kind(
+        config, tokenizer, policy, build.build_reference(config, device), train_loader,
+        eval_loader.fixed_rows(config.n_eval_examples) if eval_loader is not None else (), folder, metrics_log,
+    )  # fmt: skip
+
+
+def check_vocabulary(model: object, tokenizer: object) -> None:
+    """A token id without an embedding would be an index error deep in the model."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens and the model embeds {rows}: they do not belong together. Set "
+            "model.tokenizer_name_or_path to the tokenizer of this model."
+        )

@@ -1,0 +1,102 @@
+"""Sampling with transformers' `generate`: batched, KV cache, left padding, a seed of its own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import GenerationConfig, PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Sampled token ids, without the token that ended them; `finish_reason` is `stop` or `length` (cut off)."""
+
+    ids: np.ndarray
+    finish_reason: str
+
+
+class HFGenerator:
+    """Samples completions of prompts given as token ids.
+
+    Args:
+        model: any causal language model of transformers.
+        stop_ids: tokens that end a completion.
+        pad_id: what fills the left of shorter prompts; it is masked.
+        temperature: 0 takes the likeliest token at each step.
+        top_p: nucleus of probability mass that is sampled from.
+        max_length: tokens of prompt and completion together.
+        max_new_tokens: tokens of a completion; None: as many as max_length leaves.
+        batch_size: prompts generated at once; with the seed, it decides which random numbers a prompt gets.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        stop_ids: Collection[int],
+        pad_id: int,
+        temperature: float = 1.0,
+        top_p: float = 0.95,
+        max_length: int = 1024,
+        max_new_tokens: int | None = None,
+        batch_size: int = 32,
+        seed: int = 0,
+    ):
+        self.model = model
+        self.stop_ids = sorted(stop_ids)
+        self.pad_id = pad_id
+        self.max_length = max_length
+        self.max_new_tokens = max_new_tokens
+        self.batch_size = batch_size
+        self.seed = seed
+        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+        self._config = GenerationConfig(
+            **(sampling if temperature > 0 else {"do_sample": False}),
+            eos_token_id=self.stop_ids, pad_token_id=pad_id, use_cache=True,
+        )  # fmt: skip
+
+    def room(self, prompt: np.ndarray) -> int:
+        """How many tokens a completion of this prompt may have."""
+        left = self.max_length - len(prompt)
+        return left if self.max_new_tokens is None else min(left, self.max_new_tokens)
+
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[np.ndarray], description: str = "sampling") -> list[Completion]:
+        """One completion for each prompt (P,), in the order given. The same prompts and seed give the same completions."""
+        self.model.eval()
+        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # like lengths: little padding
+        completions: dict[int, Completion] = {}
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_available() else []):
+            progress = tqdm(total=len(prompts), desc=description, unit="prompt", file=sys.stderr)
+            for start in range(0, len(order), self.batch_size):
+                batch = order[start : start + self.batch_size]
+                torch.manual_seed(self.seed + start)
+                for index, ids in zip(batch, self._batch([prompts[index] for index in batch]), strict=True):
+                    completions[index] = self._finish(ids, self.room(prompts[index]))
+                progress.update(len(batch))
+            progress.close()
+        return [completions[index] for index in range(len(prompts))]
+
+    def _batch(self, prompts: Sequence[np.ndarray]) -> np.ndarray:
+        width = max(map(len, prompts))
+        ids = torch.full((len(prompts), width), self.pad_id)
+        mask = torch.zeros(len(prompts), width, dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            ids[row, width - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
+            mask[row, width - len(prompt) :] = 1
+        output = self.model.generate(
+            input_ids=ids.to(self.model.device), attention_mask=mask.to(self.model.device), generation_config=self._config,
+            max_new_tokens=max(self.room(prompt) for prompt in prompts),
+        )  # fmt: skip
+        return output[:, width:].cpu().numpy()
+
+    def _finish(self, ids: np.ndarray, room: int) -> Completion:
+        ends = np.flatnonzero(np.isin(ids[:room], self.stop_ids))
+        if len(ends):
+            return Completion(ids[: ends[0]], "stop")
+        return Completion(ids[:room], "length")

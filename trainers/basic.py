@@ -1,0 +1,294 @@
+"""The one training loop. A family of trainers says which rows its names mean; a leaf names its loss."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dataloaders.base import DataLoader
+from dataloaders.batches import Row
+from models.checkpoints import save_policy, write_folder
+from models.reference import Reference
+from trainers import distributed
+from trainers.metrics import Averages, Clock, MetricsLog, peak_memory_gb
+from trainers.optimization import clip_gradients, make_optimizer, schedule
+from trainers.requirements import requirements
+from trainers.step import LossOutput, NonFiniteError, StepComputer, StepResult, Tensors, describe
+
+
+class BasicTrainer:
+    """Accumulates, reduces over processes, clips, steps, evaluates on a fixed set, logs and saves.
+
+    A subclass defines `loss`, whose parameter names say what it needs (see `trainers.requirements`), and returns one value
+    per example (or, when it takes `token_logps`, per token): either `losses`, or `losses, chosen_rewards, rejected_rewards`.
+    Losses are multiplied by the rows' weights and divided by the number of examples (tokens) of the whole optimizer step,
+    so that neither micro-batches nor processes change a result.
+
+    Args:
+        config: the composed config; a loss reads its hyperparameters from `self.config.loss`.
+        policy: the model to train.
+        reference: the frozen one; None for a loss that names none.
+        train_loader: rows of each optimizer step; None when only evaluating.
+        eval_rows: the fixed evaluation set.
+        folder: the run's folder, for checkpoints; None writes nothing.
+        metrics_log: where metrics go; None (on all processes but one) writes none.
+    """
+
+    roles: ClassVar[tuple[str, ...]]
+    """The responses of a row that are trained on; the DataLoader must provide them."""
+
+    couples_examples: ClassVar[bool] = False
+    """True when the loss of an example depends on others of its step (a batch mean, a sort, whitening)."""
+
+    def __init__(
+        self,
+        config: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        policy: PreTrainedModel,
+        reference: Reference | None = None,
+        train_loader: DataLoader | None = None,
+        eval_rows: Sequence[Row] = (),
+        folder: Path | None = None,
+        metrics_log: MetricsLog | None = None,
+    ):
+        self.config = config
+        self.tokenizer = tokenizer
+        self.policy = policy
+        self.train_loader = train_loader
+        self.eval_rows = list(eval_rows)
+        self.folder = folder
+        self.metrics_log = metrics_log
+        self.needs = requirements(self.loss)
+        self.loss_state: Tensors = {}  # what a loss remembers from step to step; part of every checkpoint
+        self.step_idx = 0
+        self.examples = 0
+        self.best: float | None = None
+        self.clock = Clock()
+        if reference is None and any(need.model == "reference" for need in self.needs):
+            raise ValueError(
+                f"{type(self).__name__}.loss names reference log-probabilities, but loss.use_reference_model is false: "
+                "set it to true."
+            )
+        if self.couples_examples and any(need.kind == "token_logps" for need in self.needs):
+            raise ValueError(f"{type(self).__name__} couples examples, so its loss takes ..._logps, not ..._token_logps.")
+        self.computer = StepComputer(
+            self,
+            policy,
+            reference,
+            tokens_per_microbatch=config.model.tokens_per_microbatch,
+            dtype=getattr(torch, config.model.policy_dtype),
+            clock=self.clock,
+        )
+        self.parameters = self.computer.parameters
+
+    def loss(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """The loss; each leaf defines it."""
+        raise NotImplementedError(f"{type(self).__name__} defines no loss")
+
+    # What a family says ------------------------------------------------------------------------------------------
+
+    def select(self, name: str, rows: Sequence[Row]) -> tuple[str, list[int]]:
+        """What a role in the loss's parameter names means: the role of the rows, and which rows have it."""
+        return name, list(range(len(rows)))
+
+    def loss_groups(self, rows: Sequence[Row]) -> list[list[int]]:
+        """The rows in the order of the losses that `loss` returns, in as many groups as it concatenates."""
+        return [list(range(len(rows)))]
+
+    def reward_metrics(self, output: LossOutput) -> Tensors:
+        """Values whose means are logged, under HALOs' names: `rewards/x` becomes `rewards_{mode}/x`."""
+        if output.chosen_rewards is None:
+            return {}
+        return {"rewards/chosen": output.chosen_rewards, "rewards/rejected": output.rejected_rewards}
+
+    def pair_metrics(self, rows: Sequence[Row], output: LossOutput) -> Tensors:
+        """More of them, for which the rows are needed."""
+        return {}
+
+    # The loop ----------------------------------------------------------------------------------------------------
+
+    def train(self) -> dict[str, float]:
+        """Trains to the end of the loader; returns the last evaluation's metrics (empty without an evaluation set)."""
+        config = self.config
+        sizes = self.train_loader.sizes()
+        optimizer, scheduler = self._optimization(len(sizes))
+        metrics = self.evaluate_and_log() if config.do_first_eval else {}
+        progress = tqdm(total=sum(sizes), unit="ex", desc="training", disable=distributed.rank() > 0, file=sys.stderr)
+        averages, evaluated, seen, tokens, start = Averages(), 0, 0, 0, time.perf_counter()
+        steps = iter(self.train_loader)
+        for number, size in enumerate(sizes, start=1):
+            with self.clock.part("data"):
+                rows = next(steps)
+                own = rows[distributed.rank() :: distributed.processes()]
+            lr = optimizer.param_groups[0]["lr"]
+            norm = self._step(optimizer, own, averages)
+            scheduler.step()
+            seen, tokens = seen + size, tokens + self._tokens(rows)
+            progress.update(size)
+            last = number == len(sizes)
+            if number % config.log_every == 0 or last:
+                speed = self._speed(seen, tokens, time.perf_counter() - start)
+                self._log(averages, {"grad_norm": norm, "counters/lr": lr, **speed}, "train")
+                averages, seen, tokens, start = Averages(), 0, 0, time.perf_counter()
+            if self.examples // config.eval_every > evaluated or last:
+                evaluated = self.examples // config.eval_every
+                before = time.perf_counter()
+                metrics = self.evaluate_and_log()
+                self._save_after(metrics, last)
+                start += time.perf_counter() - before  # a step's time is the step's alone
+                self.clock.seconds.clear()
+        progress.close()
+        return metrics
+
+    def _optimization(self, steps: int) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+        config = self.config
+        optimizer = make_optimizer(
+            config.optimizer, self.parameters, lr=config.lr, weight_decay=config.weight_decay, beta1=config.beta1,
+            beta2=config.beta2, eps=config.eps,
+        )  # fmt: skip
+        warmup = config.warmup_steps if config.warmup_steps is not None else math.ceil(config.warmup * steps)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(config.scheduler, steps, warmup))
+        return optimizer, scheduler
+
+    def _step(self, optimizer: torch.optim.Optimizer, rows: Sequence[Row], averages: Averages) -> float:
+        """One optimizer step; returns the gradient's norm before clipping."""
+        where = f"at optimizer step {self.step_idx + 1} (after {self.examples} examples)"
+        optimizer.zero_grad(set_to_none=True)
+        self.policy.train()
+        try:
+            result = self.computer.gradients(rows)
+        except NonFiniteError as error:
+            raise NonFiniteError(
+                f"the loss is not finite {where}; nothing of this step reached the optimizer. Examples: {error}. Lower lr, "
+                "or look at these examples with mode=inspect."
+            ) from None
+        with self.clock.part("optimizer"):
+            norm = clip_gradients(self.parameters, self.config.model.max_grad_norm)
+            if not math.isfinite(norm):
+                examples = "; ".join(describe(row) for row in rows[:5])
+                raise NonFiniteError(
+                    f"the gradient is not finite {where}; nothing of this step reached the optimizer. Among its examples: "
+                    f"{examples}. Lower lr, or set model.policy_dtype=float32."
+                )
+            optimizer.step()
+        self.policy.eval()
+        self._collect(result, averages)
+        self.step_idx += 1
+        self.examples += int(distributed.total(len(rows)))
+        return norm
+
+    def _tokens(self, rows: Sequence[Row]) -> int:
+        """Tokens of the sequences that are trained on, each prompt counted with each of its responses."""
+        return sum(
+            len(row.prompt) + len(row.responses[role].ids) for row in rows for role in self.computer.trained_roles
+        )
+
+    # Evaluation and metrics ----------------------------------------------------------------------------------------
+
+    def evaluate(self) -> dict[str, float]:
+        """Metrics on the fixed evaluation set, named `.../eval` or `..._eval/...`; empty when there is none."""
+        if not self.eval_rows:
+            return {}
+        own = self.eval_rows[distributed.rank() :: distributed.processes()]
+        averages = Averages()
+        result = self.computer.evaluate(own)
+        self._collect(result, averages)
+        return _named_for("eval", averages.means())
+
+    def evaluate_and_log(self) -> dict[str, float]:
+        """Evaluates, and writes the metrics to where metrics go."""
+        start = time.perf_counter()
+        metrics = self.evaluate()
+        if metrics and self.metrics_log is not None:
+            metrics |= {"eval_seconds": time.perf_counter() - start}
+            self.metrics_log.write(metrics | self._counters(), self.examples, "eval")
+        return metrics
+
+    def _collect(self, result: StepResult, averages: Averages) -> None:
+        """Adds a step's values to averages. Of a loss that couples examples, each process has all of them: one adds."""
+        if self.couples_examples and distributed.rank() > 0:
+            return
+        averages.add("loss", result.output.losses, result.weights)
+        for need in self.needs:
+            values = result.tensors[need.parameter]
+            # A step role holds the values of all processes on each of them.
+            if need.model == "policy" and (need.role not in self.computer.step_roles or distributed.rank() == 0):
+                averages.add(f"logps/{need.role}", values)
+        for name, values in self.reward_metrics(result.output).items():
+            averages.add(name, values)
+        for name, values in self.pair_metrics(result.rows, result.output).items():
+            averages.add(name, values)
+
+    def _log(self, averages: Averages, extra: dict[str, float], split: str) -> None:
+        metrics = _named_for(split, averages.means())
+        if self.metrics_log is not None:
+            self.metrics_log.write(metrics | extra | self._counters(), self.examples, split)
+
+    def _counters(self) -> dict[str, float]:
+        return {"counters/examples": self.examples, "counters/updates": self.step_idx}
+
+    def _speed(self, examples: int, tokens: int, seconds: float) -> dict[str, float]:
+        parts = {f"seconds/{name}": value for name, value in self.clock.seconds.items()}
+        self.clock.seconds.clear()
+        return {
+            "examples_per_second": examples / seconds,
+            "tokens_per_second": tokens / seconds,
+            "seconds/all": seconds,
+            **parts,
+            "peak_memory_gb": peak_memory_gb(self.policy.device),
+        }
+
+    # Checkpoints -----------------------------------------------------------------------------------------------------
+
+    def _save_after(self, metrics: dict[str, float], last: bool) -> None:
+        """What is saved after an evaluation: the best so far, the step's own folder, and at the end LATEST."""
+        if self.folder is None:
+            return
+        if self.config.keep_best is not None and self._is_best(metrics):
+            self.save("BEST", metrics)
+        if self.config.intermediate_checkpoints:
+            self.save(f"step-{self.examples}", metrics)
+        if last:
+            self.save("LATEST", metrics)
+
+    def _is_best(self, metrics: dict[str, float]) -> bool:
+        name = self.config.keep_best.lstrip("-")
+        if name not in metrics:
+            raise ValueError(f"keep_best={name} is no metric of the evaluation: choose one of {', '.join(sorted(metrics))}.")
+        value = metrics[name]
+        if "loss" in name or self.config.keep_best.startswith("-"):
+            value = -value
+        if self.best is not None and value <= self.best:
+            return False
+        self.best = value
+        return True
+
+    def save(self, name: str, metrics: dict[str, float]) -> None:
+        """Writes the folder `name` with policy.pt and what is needed to use it; the first process writes."""
+        if distributed.rank() == 0:
+            write_folder(
+                self.folder / name,
+                lambda folder: save_policy(
+                    folder, self.policy, self.tokenizer, step_idx=self.step_idx, metrics=metrics | self._counters()
+                ),
+            )
+        distributed.barrier()
+
+
+def _named_for(split: str, metrics: dict[str, float]) -> dict[str, float]:
+    """HALOs' names: loss/train, rewards_train/chosen, logps_eval/rejected."""
+    named = {}
+    for name, value in metrics.items():
+        group, _, rest = name.partition("/")
+        named[f"{group}_{split}/{rest}" if rest else f"{group}/{split}"] = value
+    return named
+
+

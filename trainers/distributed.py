@@ -1,0 +1,74 @@
+"""What processes of one run tell each other. With one process every function is the identity."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import distributed
+
+
+def start(device: torch.device) -> None:
+    """Joins the processes that torchrun started; does nothing for one process."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def rank() -> int:
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def processes() -> int:
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def barrier() -> None:
+    if processes() > 1:
+        distributed.barrier()
+
+
+def total(value: float) -> float:
+    """The sum of a number over processes."""
+    return sum(gather_objects(value))
+
+
+def gather_objects(value: object) -> list:
+    """Everybody's value, in order of rank, on every process."""
+    if processes() == 1:
+        return [value]
+    values: list = [None] * processes()
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def gather(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """Everybody's tensor (lengths may differ), in order of rank; this process's own keeps its gradient."""
+    if processes() == 1:
+        return [tensor]
+    parts = [part.to(tensor.device) for part in gather_objects(tensor.detach().cpu())]
+    parts[rank()] = tensor
+    return parts
+
+
+def sum_gradients(parameters: list[torch.nn.Parameter], bucket: int = 2**26) -> None:
+    """Adds up gradients over processes, in flat buckets of at most `bucket` elements unless one gradient is larger."""
+    if processes() == 1:
+        return
+    waiting: list[torch.Tensor] = []
+    for parameter in parameters:
+        if parameter.grad is None:  # a process without a row of this step takes part all the same
+            parameter.grad = torch.zeros_like(parameter)
+        if waiting and sum(map(torch.numel, waiting)) + parameter.numel() > bucket:
+            _sum_together(waiting)
+            waiting = []
+        waiting.append(parameter.grad)
+    _sum_together(waiting)
+
+
+def _sum_together(tensors: list[torch.Tensor]) -> None:
+    if not tensors:
+        return
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    distributed.all_reduce(flat)
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))

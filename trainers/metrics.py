@@ -1,0 +1,126 @@
+"""Averages over a step, an interval or an evaluation set, and where they go: console, metrics.jsonl, wandb."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from trainers import distributed
+
+
+class Averages:
+    """Sums and counts of per-example values: means are made of these once, over all processes, never of other means."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = defaultdict(float)
+        self.counts: dict[str, float] = defaultdict(float)
+
+    def add(self, name: str, values: torch.Tensor, weights: torch.Tensor | None = None) -> None:
+        """Adds per-example values (N,); `weights` (N,) multiply the sum but not the count, as in a loss."""
+        values = values.detach().double().cpu()
+        self.sums[name] += float((values if weights is None else values * weights.double().cpu()).sum())
+        self.counts[name] += values.numel()
+
+    def means(self) -> dict[str, float]:
+        """The mean of each name over all processes; a name without a value is left out."""
+        parts = distributed.gather_objects((dict(self.sums), dict(self.counts)))
+        names = sorted({name for sums, _ in parts for name in sums})
+        result = {}
+        for name in names:
+            count = sum(counts.get(name, 0.0) for _, counts in parts)
+            if count:
+                result[name] = sum(sums.get(name, 0.0) for sums, _ in parts) / count
+        return result
+
+
+class Clock:
+    """Seconds spent in each part of a step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Adds the time of a block to `name`; on a GPU the block's kernels are waited for."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            if torch.cuda.is_available() and torch.cuda.is_initialized():
+                torch.cuda.synchronize()
+            self.seconds[name] += time.perf_counter() - start
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Peak memory so far, in GiB: of the GPU when there is one, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
+
+
+class MetricsLog:
+    """Writes metrics to the console, to metrics.jsonl and, when asked, to Weights & Biases. Only rank 0 has one.
+
+    Args:
+        folder: the run's folder.
+        console_interval: at least this many seconds between two lines on the console.
+        wandb_options: entity, project, name and config of a wandb run; None leaves wandb alone.
+    """
+
+    def __init__(self, folder: Path, console_interval: float = 0.0, wandb_options: Mapping[str, Any] | None = None):
+        self._console_interval = console_interval
+        self._last_line = -math.inf
+        self._file = open(folder / "metrics.jsonl", "w", encoding="utf-8")  # noqa: SIM115 (closed by `close`)
+        self._wandb = None
+        if wandb_options is not None:
+            try:
+                import wandb
+            except ImportError as error:
+                raise ValueError("wandb.enabled=true needs the package wandb: pip install wandb.") from error
+            if not os.environ.get("WANDB_MODE") and not os.environ.get("WANDB_API_KEY") and not wandb.api.api_key:
+                raise ValueError(
+                    "wandb.enabled=true, but there is no WANDB_API_KEY. Set it, run `wandb login`, or keep the run on this "
+                    "machine with WANDB_MODE=offline."
+                )
+            self._wandb = wandb.init(dir=str(folder), **wandb_options)
+
+    def write(self, metrics: Mapping[str, float], examples: int, split: str) -> None:
+        """One record: to the file and wandb whole, to the console in short."""
+        json.dump({"split": split, **metrics}, self._file)
+        self._file.write("\n")
+        self._file.flush()
+        if self._wandb is not None:
+            self._wandb.log(dict(metrics), step=examples)
+        if split == "eval" or time.monotonic() - self._last_line >= self._console_interval:
+            tqdm.write(summary(metrics, examples, split), file=sys.stderr)
+            self._last_line = time.monotonic()
+
+    def close(self) -> None:
+        self._file.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def summary(metrics: Mapping[str, float], examples: int, split: str) -> str:
+    """The line of a record for the console: what one looks at first."""
+    shown = [f"loss {metrics[f'loss/{split}']:.4f}"] if f"loss/{split}" in metrics else []
+    for name in ("accuracies", "unpaired_accuracies", "margins", "KL_estimate"):
+        if (value := metrics.get(f"rewards_{split}/{name}")) is not None:
+            shown.append(f"{name} {value:.3f}")
+    for name, form in (("grad_norm", "{:.3g}"), ("examples_per_second", "{:.2f}"), ("tokens_per_second", "{:.0f}")):
+        if name in metrics:
+            shown.append(f"{name} {form.format(metrics[name])}")
+    return f"{split} {examples:>7} examples  " + "  ".join(shown)

@@ -1,0 +1,65 @@
+"""Optimizers by name, the learning-rate schedule, and the true global gradient norm."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+
+
+def make_optimizer(
+    name: str,
+    parameters: Iterable[torch.nn.Parameter],
+    *,
+    lr: float,
+    weight_decay: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> torch.optim.Optimizer:
+    """An optimizer of torch.optim by its class name; it gets those of the settings that it knows.
+
+    Weight decay acts on matrices, not on biases and norms.
+    """
+    kind = getattr(torch.optim, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
+        raise ValueError(f"optimizer={name} is not a class of torch.optim (AdamW, Adam, RMSprop, SGD, ...).")
+    settings = {"lr": lr, "betas": (beta1, beta2), "eps": eps}
+    known = inspect.signature(kind).parameters
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return kind(
+        [group for group in groups if group["params"]],
+        **{key: value for key, value in settings.items() if key in known},
+    )
+
+
+def schedule(name: str, steps: int, warmup_steps: int) -> Callable[[int], float]:
+    """The factor on the learning rate at an optimizer step (counted from 0).
+
+    It rises in a line over `warmup_steps`, then stays (`constant`) or falls to 0 at the end (`linear`, `cosine`).
+    """
+    after = max(1, steps - warmup_steps)
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        progress = min(1.0, (step - warmup_steps) / after)
+        if name == "linear":
+            return 1 - progress
+        if name == "cosine":
+            return (1 + math.cos(math.pi * progress)) / 2
+        return 1.0
+
+    return factor
+
+
+def clip_gradients(parameters: list[torch.nn.Parameter], max_norm: float | None) -> float:
+    """Clips to the global norm over all parameters and returns that norm as it was before."""
+    limit = math.inf if max_norm is None else max_norm
+    return float(torch.nn.utils.clip_grad_norm_(parameters, limit))

@@ -1,0 +1,337 @@
+"""What one optimizer step computes: log-probabilities, the loss on them, and its exact gradient.
+
+One micro-batch or many, one process or many: the gradient is the same, because losses are summed with the rows' weights
+and divided by the count of the whole step. A loss that couples examples takes two passes: the log-probabilities of the
+whole step without gradients, the loss on them and its slopes, then each micro-batch backward with those slopes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from dataloaders.batches import Row, microbatches
+from models.logprobs import ScoredSequence, token_logps
+from trainers import distributed
+from trainers.metrics import Clock
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from models.reference import Reference
+    from trainers.basic import BasicTrainer
+
+Tensors = dict[str, torch.Tensor]
+# (policy or reference, role of a row) -> for each row, the log-probabilities of its scored tokens
+Logps = dict[tuple[str, str], list[torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """What a loss returned: losses (N,), rewards of the chosen (C,) and rejected (R,), and anything more that it shows."""
+
+    losses: torch.Tensor
+    chosen_rewards: torch.Tensor | None = None
+    rejected_rewards: torch.Tensor | None = None
+    extra: tuple[torch.Tensor, ...] = ()
+
+    @classmethod
+    def of(cls, returned: torch.Tensor | tuple[torch.Tensor, ...]) -> LossOutput:
+        """From a tensor of losses, or from (losses, chosen_rewards, rejected_rewards, ...)."""
+        if isinstance(returned, torch.Tensor):
+            return cls(returned)
+        losses, chosen_rewards, rejected_rewards, *extra = returned
+        return cls(losses, chosen_rewards, rejected_rewards, tuple(extra))
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """A step as it is logged: the named tensors, the loss's output and the weight of each loss, all detached."""
+
+    rows: Sequence[Row]
+    tensors: Tensors
+    output: LossOutput
+    weights: torch.Tensor
+
+
+class NonFiniteError(ValueError):
+    """A loss or gradient that is not finite: the run stops before the optimizer sees it."""
+
+
+class StepComputer:
+    """Computes steps for a trainer, which says what the loss is and what its names mean.
+
+    Args:
+        trainer: gives `loss`, `needs`, `roles`, `select`, `loss_groups` and `couples_examples`.
+        tokens_per_microbatch: padded tokens of one forward pass.
+        dtype: compute dtype of the policy.
+    """
+
+    def __init__(
+        self,
+        trainer: BasicTrainer,
+        policy: PreTrainedModel,
+        reference: Reference | None,
+        *,
+        tokens_per_microbatch: int,
+        dtype: torch.dtype,
+        clock: Clock,
+    ):
+        self.trainer = trainer
+        self.policy = policy
+        self.reference = reference
+        self.budget = tokens_per_microbatch
+        self.dtype = dtype
+        self.clock = clock
+        self.parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+        roles = {(need.model, trainer.select(need.role, [])[0]) for need in trainer.needs}
+        self.trained_roles = [role for role in trainer.roles if ("policy", role) in roles]
+        self._still = sorted(roles - {("policy", role) for role in self.trained_roles})
+
+    def evaluate(self, rows: Sequence[Row]) -> StepResult:
+        """Loss and tensors of rows (this process's share), without gradients."""
+        logps = self._without_gradients(rows)
+        with self.clock.part("forward"), torch.no_grad():
+            for role in self.trained_roles:
+                logps["policy", role] = self._in_groups(rows, role)
+            return self._result(rows, logps | self._with_all_processes(logps))
+
+    def gradients(self, rows: Sequence[Row]) -> StepResult:
+        """Adds the gradient of a step to the parameters, summed over processes; `rows` are this process's share.
+
+        Raises:
+            NonFiniteError: when a loss is not finite.
+            ValueError: when a loss couples examples and does not say so.
+        """
+        logps = self._without_gradients(rows)
+        groups = microbatches(rows, self.trained_roles, self.budget) if rows else []
+        result = self._coupled(rows, logps, groups) if self.trainer.couples_examples else self._apart(rows, logps, groups)
+        with self.clock.part("backward"):
+            distributed.sum_gradients(self.parameters)
+        return result
+
+    # Log-probabilities ---------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _without_gradients(self, rows: Sequence[Row]) -> Logps:
+        """The reference's log-probabilities, and the policy's for roles that are not trained on (KTO's KL)."""
+        logps: Logps = {}
+        for model, role in self._still:
+            with self.clock.part("reference" if model == "reference" else "forward"):
+                logps[model, role] = self._referred(rows, role) if model == "reference" else self._in_groups(rows, role)
+        return logps
+
+    def _in_groups(self, rows: Sequence[Row], role: str) -> list[torch.Tensor]:
+        logps: dict[int, torch.Tensor] = {}
+        for group in microbatches(rows, [role], self.budget) if rows else []:
+            parts = token_logps(self.policy, [_sequence(rows[index], role) for index in group], self.dtype)
+            logps |= dict(zip(group, parts, strict=True))
+        return [logps[index] for index in range(len(rows))]
+
+    def _referred(self, rows: Sequence[Row], role: str) -> list[torch.Tensor]:
+        sequences = [_sequence(row, role) for row in rows]
+        new = [index for index, sequence in enumerate(sequences) if not self.reference.known(sequence)]
+        for group in microbatches([rows[index] for index in new], [role], self.budget) if new else []:
+            self.reference.compute([sequences[new[index]] for index in group])
+        return self.reference.look_up(sequences, self.policy.device)
+
+    def _forward(self, rows: Sequence[Row]) -> Logps:
+        """One forward pass over the trained roles of some rows."""
+        sequences = [_sequence(row, role) for role in self.trained_roles for row in rows]
+        logps, size = token_logps(self.policy, sequences, self.dtype), len(rows)
+        return {
+            ("policy", role): logps[place * size : (place + 1) * size] for place, role in enumerate(self.trained_roles)
+        }
+
+    # The loss ------------------------------------------------------------------------------------------------------
+
+    def _named(self, rows: Sequence[Row], logps: Logps) -> Tensors:
+        """The tensors that the loss names. Those of roles that are not trained on hold the whole step's values."""
+        tensors = {}
+        for need in self.trainer.needs:
+            role, indices = self.trainer.select(need.role, rows)
+            values = logps[need.model, role]
+            parts = [values[index] for index in (indices if role in self.trained_roles else range(len(values)))]
+            if need.kind == "token_logps":
+                tensors[need.parameter] = torch.cat(parts) if parts else self._empty()
+            else:
+                tensors[need.parameter] = torch.stack([part.sum() for part in parts]) if parts else self._empty()
+        return tensors
+
+    def _empty(self) -> torch.Tensor:
+        return torch.zeros(0, device=self.policy.device)
+
+    def _with_all_processes(self, logps: Logps) -> Logps:
+        """Log-probabilities of roles that are not trained on, from every process: a loss sees the whole step's."""
+        everybody = {}
+        for model, role in self._still:
+            own = logps[model, role]
+            if role in self.trained_roles:
+                everybody[model, role] = own
+            else:
+                parts = distributed.gather_objects([part.cpu() for part in own])
+                everybody[model, role] = [part.to(self.policy.device) for some in parts for part in some]
+        return everybody
+
+    def _weights(self, rows: Sequence[Row], logps: Logps) -> torch.Tensor:
+        """The weight of each loss, in the order of the loss's output: per row, or per scored token of a row."""
+        per_token = any(need.kind == "token_logps" for need in self.trainer.needs)
+        weights = []
+        for group in self.trainer.loss_groups(rows):
+            for index in group:
+                repeats = len(logps["policy", self.trained_roles[0]][index]) if per_token else 1
+                weights += [rows[index].weight] * repeats
+        return torch.tensor(weights, dtype=torch.float32, device=self.policy.device)
+
+    def _loss(self, tensors: Tensors, weights: torch.Tensor) -> LossOutput:
+        output = LossOutput.of(self.trainer.loss(**tensors))
+        if output.losses.shape != weights.shape:
+            raise ValueError(
+                f"{type(self.trainer).__name__}.loss returned losses of shape {tuple(output.losses.shape)}; one value for "
+                f"each example is needed, here {tuple(weights.shape)}. Losses never reduce: the loop does."
+            )
+        return output
+
+    def _result(self, rows: Sequence[Row], logps: Logps) -> StepResult:
+        tensors, weights = self._named(rows, logps), self._weights(rows, logps)
+        if self.trainer.couples_examples:
+            tensors, weights, _ = self._of_all_processes(rows, tensors, weights)
+        return StepResult(rows, tensors, self._loss(tensors, weights), weights)
+
+    def _apart(self, rows: Sequence[Row], logps: Logps, groups: list[list[int]]) -> StepResult:
+        """Each micro-batch forward and backward by itself; the loss on the whole step is then there for the metrics."""
+        count = distributed.total(self._count(rows))
+        shared = self._with_all_processes(logps)
+        trained: Logps = {("policy", role): [self._empty()] * len(rows) for role in self.trained_roles}
+        for group in groups:
+            some = [rows[index] for index in group]
+            with self.clock.part("forward"):
+                own = self._forward(some)
+                known = {
+                    key: [values[index] for index in group] if key[1] in self.trained_roles else values
+                    for key, values in shared.items()
+                }
+                weights = self._weights(some, own)
+                output = self._loss(self._named(some, known | own), weights)
+            self._refuse_non_finite(output.losses, some)
+            with self.clock.part("backward"):
+                ((output.losses * weights).sum() / count).backward()
+            for key, values in own.items():
+                for index, value in zip(group, values, strict=True):
+                    trained[key][index] = value.detach()
+        with torch.no_grad():
+            result = self._result(rows, shared | trained)
+            self._refuse_undeclared_coupling(result, shared | trained)
+        return result
+
+    def _count(self, rows: Sequence[Row]) -> int:
+        """What the sum of losses is divided by, this process's share: scored tokens for a token loss, else examples."""
+        if not any(need.kind == "token_logps" for need in self.trainer.needs):
+            return len(rows)
+        return sum(_scored_tokens(row, role) for row in rows for role in self.trained_roles)
+
+    # Losses that couple examples -----------------------------------------------------------------------------------
+
+    def _coupled(self, rows: Sequence[Row], logps: Logps, groups: list[list[int]]) -> StepResult:
+        with self.clock.part("forward"), torch.no_grad():
+            for role in self.trained_roles:
+                logps["policy", role] = self._in_groups(rows, role)
+        logps = logps | self._with_all_processes(logps)
+        own = self._named(rows, logps)
+        slopes_of = [need for need in self.trainer.needs if need.model == "policy" and need.role not in self.step_roles]
+        for need in slopes_of:
+            own[need.parameter] = own[need.parameter].detach().requires_grad_()
+        tensors, weights, count = self._of_all_processes(rows, own, self._weights(rows, logps))
+        output = self._loss(tensors, weights)
+        self._refuse_non_finite(output.losses, rows)
+        leaves = [own[need.parameter] for need in slopes_of]
+        slopes = torch.autograd.grad((output.losses * weights).sum() / count, leaves)
+        by_name = {need.parameter: slope for need, slope in zip(slopes_of, slopes, strict=True)}
+        for group in groups:
+            self._backward_with(by_name, rows, group, slopes_of)
+        detached = LossOutput.of(tuple(t.detach() for t in (output.losses, output.chosen_rewards, output.rejected_rewards)))
+        return StepResult(rows, {name: tensor.detach() for name, tensor in tensors.items()}, detached, weights)
+
+    def _backward_with(self, slopes: Tensors, rows: Sequence[Row], group: list[int], needs: list) -> None:
+        """Backward of one micro-batch, given the slope of the step's loss in each log-probability."""
+        with self.clock.part("forward"):
+            own = self._forward([rows[index] for index in group])
+        surrogate = 0.0
+        for need in needs:
+            role, indices = self.trainer.select(need.role, rows)
+            slope_of = dict(zip(indices, slopes[need.parameter], strict=True))
+            for place, index in enumerate(group):
+                if index in slope_of:
+                    surrogate = surrogate + own["policy", role][place].sum() * slope_of[index]
+        with self.clock.part("backward"):
+            surrogate.backward()
+
+    @property
+    def step_roles(self) -> set[str]:
+        """Names in the loss whose role is not trained on; such a tensor holds the whole step's values."""
+        return {need.role for need in self.trainer.needs if self.trainer.select(need.role, [])[0] not in self.trained_roles}
+
+    def _of_all_processes(
+        self, rows: Sequence[Row], tensors: Tensors, weights: torch.Tensor
+    ) -> tuple[Tensors, torch.Tensor, int]:
+        """Tensors and weights of the step on all processes, in the order that the loss expects, and how many losses."""
+        joined = {
+            need.parameter: tensors[need.parameter]
+            if need.role in self.step_roles
+            else torch.cat(distributed.gather(tensors[need.parameter]))
+            for need in self.trainer.needs
+        }
+        groups = weights.split([len(group) for group in self.trainer.loss_groups(rows)])
+        all_weights = torch.cat([torch.cat(distributed.gather(group)) for group in groups])
+        return joined, all_weights, len(all_weights)
+
+    def _refuse_undeclared_coupling(self, result: StepResult, logps: Logps) -> None:
+        """The loss of a part of the step must be that part of the loss of the step."""
+        rows = result.rows
+        if self.trainer.couples_examples or len(rows) < 2 or any(n.kind == "token_logps" for n in self.trainer.needs):
+            return
+        half = range(0, len(rows), 2)
+        some = [rows[index] for index in half]
+        part = {k: [v[i] for i in half] if k[1] in self.trained_roles else v for k, v in logps.items()}
+        losses = LossOutput.of(self.trainer.loss(**self._named(some, part))).losses
+        order = [index for group in self.trainer.loss_groups(rows) for index in group]
+        expected = dict(zip(order, result.output.losses, strict=True))
+        order = [half[index] for group in self.trainer.loss_groups(some) for index in group]
+        wanted = torch.stack([expected[index] for index in order])
+        if losses.shape != wanted.shape or not torch.allclose(losses, wanted, rtol=1e-4, atol=1e-5):
+            raise ValueError(
+                f"{type(self.trainer).__name__}.loss couples the examples of a step: the loss of an example depends on which "
+                "others are with it. Set `couples_examples = True` in the class, and the result no longer depends on "
+                "micro-batches and processes."
+            )
+
+    def _refuse_non_finite(self, losses: torch.Tensor, rows: Sequence[Row]) -> None:
+        if bool(torch.isfinite(losses).all()):
+            return
+        order = [index for group in self.trainer.loss_groups(rows) for index in group]
+        if len(order) == len(losses):
+            bad = [rows[index] for index, loss in zip(order, losses, strict=True) if not bool(torch.isfinite(loss))]
+        else:
+            bad = list(rows)
+        raise NonFiniteError("; ".join(describe(row) for row in bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else ""))
+
+
+def describe(row: Row) -> str:
+    """Which example a row is, for messages."""
+    prompt = row.example.prompt if isinstance(row.example.prompt, str) else str(row.example.prompt)
+    plain = "".join(" " if "\ue000" <= letter <= "\uf8ff" else letter for letter in prompt)
+    return f"{row.example.dataset_name}: {' '.join(plain.split())[:120]!r}"
+
+
+def _sequence(row: Row, role: str) -> ScoredSequence:
+    response = row.responses[role]
+    return ScoredSequence(row.prompt, response.ids, response.scored)
+
+
+def _scored_tokens(row: Row, role: str) -> int:
+    """Scored tokens of a response; a first token with nothing before it has no probability and does not count."""
+    scored = row.responses[role].scored
+    return int(scored.sum()) - int(len(row.prompt) == 0 and len(scored) > 0 and scored[0])

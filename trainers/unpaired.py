@@ -1,0 +1,84 @@
+"""Trainers for single responses with a thumb up (chosen) or down (rejected)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from dataloaders.batches import Row
+from trainers.basic import BasicTrainer
+from trainers.losses.kto import kto
+from trainers.step import LossOutput
+
+
+class UnpairedPreferenceTrainer(BasicTrainer):
+    """The family of losses on labelled responses: `chosen` are the desirable rows, `rejected` the undesirable ones.
+
+    The role `KL` is a response to another prompt; what a loss is given of it is the whole optimizer step's.
+    """
+
+    roles = ("target",)
+
+    def select(self, name: str, rows: Sequence[Row]) -> tuple[str, list[int]]:
+        """`chosen` and `rejected` are the `target`s of desirable and undesirable rows."""
+        if name in ("chosen", "rejected"):
+            return "target", [index for index, row in enumerate(rows) if row.desirable == (name == "chosen")]
+        return super().select(name, rows)
+
+    def loss_groups(self, rows: Sequence[Row]) -> list[list[int]]:
+        """Losses come desirable rows first, undesirable ones after them."""
+        return [self.select(name, rows)[1] for name in ("chosen", "rejected")]
+
+    def reward_metrics(self, output: LossOutput) -> dict[str, torch.Tensor]:
+        """Adds the share of (desirable, undesirable) combinations in the step that are ranked right, and by how much.
+
+        The two of a combination answer different prompts as a rule, so this is not a pair accuracy. A loss that
+        estimates a KL shows it.
+        """
+        margins = (output.chosen_rewards[:, None] - output.rejected_rewards[None, :]).flatten()
+        metrics = {
+            **super().reward_metrics(output),
+            "rewards/margins": margins,
+            "rewards/unpaired_accuracies": (margins > 0).float(),
+        }
+        if output.extra:
+            metrics["rewards/KL_estimate"] = output.extra[0].reshape(1)
+        return metrics
+
+    def pair_metrics(self, rows: Sequence[Row], output: LossOutput) -> dict[str, torch.Tensor]:
+        """True pair accuracy, where both sides of a pair are among the rows."""
+        desirable, undesirable = self.loss_groups(rows)
+        chosen = {rows[index].pair: place for place, index in enumerate(desirable) if rows[index].pair}
+        both = [(chosen[rows[i].pair], place) for place, i in enumerate(undesirable) if rows[i].pair in chosen]
+        if not both:
+            return {}
+        first, second = (torch.tensor(places) for places in zip(*both, strict=True))
+        margins = output.chosen_rewards.cpu()[first] - output.rejected_rewards.cpu()[second]
+        return {"rewards/accuracies": (margins > 0).float(), "rewards/pair_margins": margins}
+
+
+class KTOTrainer(UnpairedPreferenceTrainer):
+    """Kahneman-Tversky optimization."""
+
+    def loss(
+        self,
+        policy_chosen_logps: torch.Tensor,
+        policy_rejected_logps: torch.Tensor,
+        policy_KL_logps: torch.Tensor,
+        reference_chosen_logps: torch.Tensor,
+        reference_rejected_logps: torch.Tensor,
+        reference_KL_logps: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """See `trainers.losses.kto.kto`."""
+        return kto(
+            policy_chosen_logps,
+            policy_rejected_logps,
+            policy_KL_logps,
+            reference_chosen_logps,
+            reference_rejected_logps,
+            reference_KL_logps,
+            beta=self.config.loss.beta,
+            desirable_weight=self.config.loss.desirable_weight,
+            undesirable_weight=self.config.loss.undesirable_weight,
+        )
