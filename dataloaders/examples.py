@@ -121,9 +121,14 @@ class Dataset:
         """
         self._row_positions.append(_UNPLACED if key is None else split_position(key))
 
-    def drop(self, reason: str, *, by_design: bool = False) -> None:
-        """Says that the row counted by the last `read` is not used, and why (a few plain words)."""
+    def drop(self, reason: str, *, example: Example | None = None, by_design: bool = False) -> None:
+        """Says that the row counted by the last `read` is not used, and why (a few plain words).
+
+        `example` is the Example that was asked for on this row's behalf, if one was: it then stands for one row less.
+        """
         self.dropped[reason] += 1
+        if example is not None:
+            example.rows -= 1
         if by_design:
             self.by_design.add(reason)
         self._drop_positions[self._row_positions[-1], reason] += 1
@@ -137,7 +142,7 @@ class Dataset:
         weight: float = 1.0,
         part: str = "",
     ) -> Example:
-        """The Example of this prompt, made when it is new. An example counts for the rows that were used for it.
+        """The Example of this prompt, made when it is new; to be called once for each row that is used for it.
 
         Examples of one prompt stay apart when `part` differs, and when one of the `generations` about to be added
         stands there already with another weight than `weight`.
@@ -164,7 +169,7 @@ class Dataset:
         Returns the Example, or None when the row was dropped: an empty prompt or response, two equal responses, a
         pair that is there already.
         """
-        reason = unusable(prompt, chosen, rejected)
+        example, reason = None, unusable(prompt, chosen, rejected)
         if reason is None:
             example = self.example(prompt, system, generations=(chosen, rejected), weight=weight)
             pair = (example.add(chosen, weight=weight), example.add(rejected, weight=weight))
@@ -173,10 +178,9 @@ class Dataset:
                 if example.sft_index is None:
                     example.sft_index = pair[0]
                 return example
-            example.rows -= 1
             reason = "same pair again"
         self._place(prompt)
-        self.drop(reason)
+        self.drop(reason, example=example)
         return None
 
     def add_demonstration(
@@ -195,8 +199,7 @@ class Dataset:
         part = hashlib.sha256(str(generation).encode("utf-8", "surrogatepass")).hexdigest()
         example = self.example(prompt, system, part=part)
         if len(self.examples) == before:
-            example.rows -= 1
-            self.drop("same demonstration again")
+            self.drop("same demonstration again", example=example)
             return None
         example.sft_index = example.add(generation, weight=weight)
         return example

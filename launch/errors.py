@@ -24,7 +24,7 @@ def one_line_errors(script: str) -> Iterator[None]:
     except ValueError as error:
         if os.environ.get("AUREOLE_TRACEBACK", "0") not in ("", "0"):
             traceback.print_exc()
-        hint = "" if _is_ours(error) else " (raised in a library: AUREOLE_TRACEBACK=1 shows where)"
+        hint = "" if _is_ours(error) else " (AUREOLE_TRACEBACK=1 shows where)"
         print(f"{script}: {error}{hint}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

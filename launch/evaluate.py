@@ -107,7 +107,9 @@ def choose_prompts(config: DictConfig, tokenize: ExampleTokenizer) -> tuple[list
         chosen.append(examples[index])
         prompts.append(tokens.prompt)
     if dropped:
-        log.warning("%d of %d prompts are empty or longer than model.max_prompt_length and are left out", dropped, len(wanted))
+        log.warning(
+            "%d of %d prompts are empty or longer than model.max_prompt_length and are left out", dropped, len(wanted)
+        )
     if not chosen:
         raise ValueError("no prompt fits model.max_prompt_length: raise it.")
     return chosen, prompts
@@ -153,12 +155,17 @@ def sequence_logps(
     from models.logprobs import ScoredSequence, token_logps
 
     values = [0.0] * len(prompts)
-    order = [index for index in np.argsort([len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]) if len(responses[index])]
+    order = [
+        index
+        for index in np.argsort([len(p) + len(r) for p, r in zip(prompts, responses, strict=True)])
+        if len(responses[index])
+    ]
     with torch.no_grad():
         for start in range(0, len(order), 8):
             batch = order[start : start + 8]
             sequences = [
-                ScoredSequence(prompts[index], responses[index], np.ones(len(responses[index]), dtype=bool)) for index in batch
+                ScoredSequence(prompts[index], responses[index], np.ones(len(responses[index]), dtype=bool))
+                for index in batch
             ]
             for index, logps in zip(batch, token_logps(model, sequences), strict=True):
                 values[index] = round(float(logps.sum()), 4)
@@ -225,7 +232,12 @@ def evaluate(config: DictConfig, folder: Path, saved: str | None) -> dict[str, f
     trainer = kind(config, tokenizer, policy, build.build_reference(config, device), None, rows, None)
     metrics = {name: round(value, 6) for name, value in sorted(trainer.evaluate().items())}
     if distributed.rank() == 0:
-        report = {"split": config.split, "examples": len(rows), "weights": saved or config.model.name_or_path, **metrics}
+        report = {
+            "split": config.split,
+            "examples": len(rows),
+            "weights": saved or config.model.name_or_path,
+            **metrics,
+        }
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"eval-{config.split}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         print(json.dumps(report, indent=1))

@@ -73,6 +73,4 @@ def report(loader: DataLoader, account: Mapping[str, Any], tokenizer: PreTrained
     """What mode=inspect prints."""
     rows = loader.fixed_rows(None)
     shown = "\n".join(show(row, tokenizer) for row in rows[:3])
-    return "\n\n".join(
-        [account_table(account), length_table(rows), "Three examples; [[scored tokens]]:", shown]
-    )
+    return "\n\n".join([account_table(account), length_table(rows), "Three examples; [[scored tokens]]:", shown])

@@ -69,11 +69,7 @@ def test_a_served_model_judges(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     monkeypatch.chdir(tmp_path)
-    pairs = {
-        "What is the capital of France?": ("Paris.", "Well, that depends."),
-        "How many legs has a cat?": ("Four.", "Six!"),
-    }
-    rows = [{"prompt": prompt, "chosen": pair[0], "policy": pair[1]} for prompt, pair in pairs.items()]
+    rows = [{"prompt": "How many legs has a cat?", "chosen": "Four.", "policy": "Well, that depends."}]
     Path("run.json").write_text(json.dumps(rows))
     model = _model()
     with _serve(model, tmp_path / "server.log") as url:
@@ -96,12 +92,12 @@ def test_a_served_model_judges(tmp_path, monkeypatch):
         first = json.loads(Path("result.jsonl").read_text())
         assert code == 0, log
     counts = first["candidate"]["wins"], first["baseline"]["wins"], first["ties"], first["undecided"]
-    assert sum(counts) == first["total"] == 2 and first["failed"] == 0
+    assert sum(counts) == first["total"] == 1 and first["failed"] == 0
     answers = [json.loads(line) for line in Path("result.judgments.jsonl").read_text().splitlines()]
-    assert len(answers) == 4 and all(answer["text"] and answer["usage"]["prompt_tokens"] > 100 for answer in answers)
+    assert len(answers) == 2 and all(answer["text"] and answer["usage"]["prompt_tokens"] > 100 for answer in answers)
     assert compare.main(arguments) == 0  # the server is gone: the cache answers
     again = json.loads(Path("result.jsonl").read_text().splitlines()[1])
-    assert again["cache_hits"] == 4
+    assert again["cache_hits"] == 2
     assert {name: first[name] for name in ("candidate", "ties", "ci95")} == {
         name: again[name] for name in ("candidate", "ties", "ci95")
     }

@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from dataloaders.examples import Dataset
+from dataloaders.resolve import did_you_mean, resolve
 
-FUNCTIONS = {
-    "get_alpacaeval": "alpacaeval",
-    "get_everyday": "everyday",
-    "get_hh": "hh",
-    "get_hh_harmless": "hh",
-    "get_hh_helpful": "hh",
-    "get_hh_online": "hh",
-    "get_hh_rejection_sampled": "hh",
-    "get_local": "local",
-    "get_oasst": "oasst",
-    "get_shp": "shp",
-    "get_slimorca": "slimorca",
-    "get_ultrabin": "ultrabin",
-}
 SPLITS = ("train", "test")
 FOR_OTHERS = ("function", "n_examples", "weight")  # keys of a data set's YAML that the DataLoader reads
 
@@ -73,49 +54,13 @@ def load_dataset(
 
 def find_function(function: str, name: str = "NAME") -> Callable[..., Dataset]:
     """The function that `datasets.NAME.function` means; ValueError with "did you mean" when there is none."""
-    if function in FUNCTIONS:
-        return getattr(importlib.import_module(f"{__name__}.{FUNCTIONS[function]}"), function)
-    file, colon, attribute = function.rpartition(":")
-    if colon and file.endswith(".py"):
-        module = _module_from_file(file, name)
-    else:
-        module_name, dot, attribute = function.rpartition(".")
-        if not dot:
-            near = difflib.get_close_matches(function, FUNCTIONS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(FUNCTIONS)}."
-            raise ValueError(
-                f"datasets.{name}.function: no function {function!r} here; {hint} "
-                "One of your own is named by my_package.my_module.get_foo or path/to/file.py:get_foo."
-            )
-        try:
-            module = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            raise ValueError(
-                f"datasets.{name}.function: cannot import {module_name} ({error}); is its folder on PYTHONPATH? "
-                "A file is named by path/to/file.py:get_foo."
-            ) from error
-    if not callable(getattr(module, attribute, None)):
-        near = difflib.get_close_matches(attribute, vars(module), n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"datasets.{name}.function: {module.__name__} has no function {attribute!r}.{hint}")
-    return getattr(module, attribute)
-
-
-def _module_from_file(file: str, name: str) -> ModuleType:
-    path = Path(file).expanduser().resolve()
-    if not path.is_file():
-        siblings = [entry.name for entry in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.name, siblings, n=1)
-        hint = f" Did you mean {path.parent / near[0]}?" if near else ""
-        raise ValueError(f"datasets.{name}.function: there is no file {path}.{hint}")
-    module_name = f"dataset_function_{path.stem}_{abs(hash(str(path)))}"
-    if module_name not in sys.modules:
-        specification = importlib.util.spec_from_file_location(module_name, path)
-        assert specification is not None and specification.loader is not None
-        module = importlib.util.module_from_spec(specification)
-        sys.modules[module_name] = module
-        specification.loader.exec_module(module)
-    return sys.modules[module_name]
+    try:
+        found = resolve(function, __name__)
+    except ValueError as error:
+        raise ValueError(f"datasets.{name}.function: {error}") from error
+    if not callable(found):
+        raise ValueError(f"datasets.{name}.function: {function} is no function but {type(found).__name__}.")
+    return found
 
 
 def _accepted(get: Callable[..., Dataset], function: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -128,8 +73,7 @@ def _accepted(get: Callable[..., Dataset], function: str, options: dict[str, Any
             given.pop(key, None)
     unknown = [] if takes_all else [key for key in given if key not in parameters]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], parameters, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        hint = did_you_mean(unknown[0], parameters)
         raise ValueError(
             f"datasets.{options['name']}.{unknown[0]}: {function} takes no option {unknown[0]!r}{hint}; "
             "add a parameter of that name to the function or set the key to null."

@@ -40,7 +40,7 @@ def get_alpacaeval(
             continue
         example = dataset.example(join_turns([{"role": "user", "content": instruction}], strings))
         if example.generations:
-            dataset.drop("same instruction again")
+            dataset.drop("same instruction again", example=example)
             continue
         example.sft_index = example.add(output)
         example.metadata["dataset"] = field(row, "dataset", where)

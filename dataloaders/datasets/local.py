@@ -254,8 +254,8 @@ def _read_feedback(row: LocalRow) -> Example | None:
     index = example.add(completion, weight=row.weight)
     known = example.desirable[index]
     if known is not None:
-        example.rows -= 1
-        row.dataset.drop("same label again" if known == bool(label) else "label contradicts an earlier row")
+        reason = "same label again" if known == bool(label) else "label contradicts an earlier row"
+        row.dataset.drop(reason, example=example)
         return None
     example.desirable[index] = bool(label)
     if label and example.sft_index is None:
@@ -278,8 +278,8 @@ def _read_scored(row: LocalRow) -> Example | None:
     for text, score in pairs:
         if text not in example.generations:  # of equal completions the first score counts
             example.add(text, score=float(score), weight=row.weight)
-    if _dropped(row, "same completions again" if len(example.generations) == before else None):
-        example.rows -= 1
+    if len(example.generations) == before:
+        row.dataset.drop("same completions again", example=example)
         return None
     return example
 

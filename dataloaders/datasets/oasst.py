@@ -50,15 +50,20 @@ def get_oasst(
     rows = load_rows(split, name=name, hub=hub, hub_split=hub_test_split if split == "test" else None, **source)
     messages = {message.identity: message for message in (_message(where, row) for where, row in rows)}
     losers = dict(_pairs(messages, language))
-    needed = {identity for loser, winner in losers.items() for identity in (loser, winner, *_path(messages, loser))}
+    needed: dict[str, str] = {}  # each message that is used -> a loser whose pair uses it
+    for loser, winner in losers.items():
+        for identity in (loser, winner, *_path(messages, loser)):
+            needed.setdefault(identity, loser)
     for message in messages.values():
         path = _path(messages, message.identity)
         dataset.read(messages[path[0]].turn["content"] if path else message.turn["content"])
         if message.identity not in needed:
             dataset.drop(_why_unused(message, language), by_design=True)
-        elif message.identity in losers:
+        elif message.identity not in losers:
+            dataset.example(_prompt(messages, needed[message.identity], strings))
+        else:
             winner = messages[losers[message.identity]]
-            prompt = join_turns([messages[identity].turn for identity in path], strings)
+            prompt = _prompt(messages, message.identity, strings)
             example = dataset.add_pair(prompt, winner.turn["content"], message.turn["content"])
             if example is not None:
                 _note_rank(example, winner)
@@ -91,6 +96,11 @@ def _path(messages: dict[str, Message], identity: str) -> list[str]:
         path.insert(0, parent)
         parent = messages[parent].parent
     return path
+
+
+def _prompt(messages: dict[str, Message], identity: str, strings: TurnStrings) -> str:
+    """What the message of this identity replies to."""
+    return join_turns([messages[one].turn for one in _path(messages, identity)], strings)
 
 
 def _pairs(messages: dict[str, Message], language: str) -> Iterator[tuple[str, str]]:

@@ -44,6 +44,7 @@ class Sources:
     def account(dataset):
         """All that two equal data sets have in common."""
         assert dataset.rows == dataset.used + sum(dataset.dropped.values())
+        assert dataset.used == sum(example.rows for example in dataset)
         return dataset.rows, dataset.used, dict(dataset.dropped), list(dataset)
 
     def serve(self, splits):

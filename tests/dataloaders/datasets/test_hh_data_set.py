@@ -74,7 +74,7 @@ def test_every_row_of_the_real_file_is_accounted_for(sources, name):
         "turns do not alternate": 3,
     }
     assert (whole.rows, whole.used, len(whole)) == (1800, 1790, 1789)
-    assert sum(len(example.pairs) for example in whole) == 1790
+    assert sum(len(example.pairs) for example in whole) == sum(example.rows for example in whole) == 1790
     shares = [sources.load(name, split, path=str(REAL)) for split in ("train", "test")]
     assert [(share.rows, share.used, len(share)) for share in shares] == [(1704, 1695, 1694), (96, 95, 95)]
     assert shares[0].dropped + shares[1].dropped == whole.dropped

@@ -7,7 +7,7 @@ import sys
 import pytest
 import yaml
 
-from dataloaders.datasets import FOR_OTHERS, FUNCTIONS, find_function, load_dataset
+from dataloaders.datasets import FOR_OTHERS, find_function, load_dataset
 from dataloaders.datasets.everyday import DATA
 from dataloaders.datasets.rows import load_rows
 from dataloaders.examples import Dataset, in_test_split
@@ -29,7 +29,7 @@ def get_mine(split, human_prefix, human_suffix, assistant_prefix, assistant_suff
 
 
 def test_every_yaml_fits_its_function():
-    """Prevents a key of a YAML that no function reads, and a data set without a YAML."""
+    """Prevents a key of a YAML that no function reads."""
     doors = set(inspect.signature(load_rows).parameters)
     for file in CONFIG.glob("*.yaml"):
         lines = file.read_text(encoding="utf-8").splitlines()
@@ -40,7 +40,6 @@ def test_every_yaml_fits_its_function():
         parameters = inspect.signature(find_function(options["function"])).parameters
         taken = set(parameters) | (doors if any(one.kind is one.VAR_KEYWORD for one in parameters.values()) else set())
         assert set(options) - set(FOR_OTHERS) - {"test_fraction"} <= taken, file.name
-    assert {f"get_{file.stem}" for file in CONFIG.glob("*.yaml")} == set(FUNCTIONS)
 
 
 def test_one_file_is_split_once_by_its_prompts(sources):
@@ -81,7 +80,7 @@ def test_function_of_a_user(sources, tmp_path, monkeypatch, by):
         ValueError, match=r"datasets\.mine\.shuot: .* takes no option 'shuot' \(did you mean 'shout'\?\)"
     ):
         load_dataset("mine", "train", start + "get_mine", sources.strings, options | {"shuot": True})
-    with pytest.raises(ValueError, match="Did you mean 'get_mine'"):
+    with pytest.raises(ValueError, match="did you mean 'get_mine'"):
         load_dataset("mine", "train", start + "get_mein", sources.strings, options)
 
 
@@ -89,8 +88,8 @@ def test_function_of_a_user(sources, tmp_path, monkeypatch, by):
     ("function", "message"),
     [
         ("get_hhh", "did you mean 'get_hh'"),
-        ("get_nothing_like_it", r"there are get_alpacaeval.*my_package\.my_module\.get_foo"),
-        ("no_such_package.get_foo", "cannot import no_such_package.*PYTHONPATH"),
+        ("get_nothing_like_it", r"no 'get_nothing_like_it'.*my_package\.my_module"),
+        ("no_such_package.get_foo", "no module no_such_package.*PYTHONPATH"),
         ("no/such/file.py:get_foo", "there is no file"),
     ],
 )
@@ -140,6 +139,7 @@ def test_embedded_files_are_found_from_anywhere(sources, tmp_path, monkeypatch):
 
 def test_torch_is_not_imported():
     """Prevents bad input from being reported only after seconds of importing torch."""
-    code = "import sys, dataloaders.datasets as d; [d.find_function(f) for f in d.FUNCTIONS]\n"
+    functions = [f"get_{file.stem}" for file in CONFIG.glob("*.yaml")]
+    code = f"import sys, dataloaders.datasets as d; [d.find_function(f) for f in {functions}]\n"
     code += "assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=DATA.parent)

@@ -9,7 +9,7 @@ PROMPT = "<U>Q?</U><A>"
 
 def only(dataset):
     (example,) = dataset
-    assert dataset.rows == dataset.used + sum(dataset.dropped.values())
+    assert dataset.rows == dataset.used + sum(dataset.dropped.values()) and example.rows == dataset.used
     return example
 
 

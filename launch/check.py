@@ -1,0 +1,254 @@
+"""The values of a composed config: of the schema's type, inside their range, none left open. No torch here.
+
+The YAML is the schema: a key's type is that of the value that its YAML has. What the YAML leaves null says nothing of its
+type, so `NULLABLE` does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dataloaders.resolve import did_you_mean
+from launch.keys import check_key, flatten
+
+NULLABLE: dict[str, tuple[type, ...]] = {
+    "exp_name": (str,),
+    "n_examples": (int,),
+    "n_eval_examples": (int,),
+    "warmup_steps": (int,),
+    "keep_best": (str,),
+    "n_samples": (int,),
+    "max_new_tokens": (int,),
+    "saved_policy": (str,),
+    "export_dir": (str,),
+    "push_to": (str,),
+    "wandb.entity": (str,),
+    "model.name": (str,),
+    "model.name_or_path": (str,),
+    "model.tokenizer_name_or_path": (str,),
+    "model.revision": (str,),
+    "model.load_from": (str,),
+    "model.block_name": (str,),
+    "model.max_grad_norm": (float,),
+    "model.human_prefix": (str,),
+    "model.human_suffix": (str,),
+    "model.assistant_prefix": (str,),
+    "model.assistant_suffix": (str,),
+    "datasets.*.path": (str, list),
+    "datasets.*.test_path": (str, list),
+    "datasets.*.data_dir": (str,),
+    "datasets.*.revision": (str,),
+    "datasets.*.n_examples": (int,),
+    "datasets.*.desirable_threshold": (float,),
+}
+"""Keys that may be null (or are `???` in a YAML) and the type that they have otherwise."""
+
+MODES = {"train.py": ("train", "inspect"), "eval.py": ("sample", "eval", "export", "inspect")}
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "device": ("auto", "cpu", "cuda", "mps"),
+    "pair_weight": ("mean", "product"),
+    "optimizer": ("AdamW", "Adam", "RMSprop", "SGD"),
+    "scheduler": ("constant", "linear", "cosine"),
+    "split": ("test", "train"),
+    "model.policy_dtype": ("float32", "bfloat16"),
+    "model.reference_dtype": ("float32", "bfloat16"),
+    "datasets.*.score_pairs": ("best_worst", "all"),
+}
+
+
+def _above_zero(value: float) -> bool:
+    return value > 0 and math.isfinite(value)
+
+
+def _at_least_zero(value: float) -> bool:
+    return value >= 0 and math.isfinite(value)
+
+
+def _at_least_one(value: float) -> bool:
+    return value >= 1
+
+
+RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "seed": (_at_least_zero, "at least 0"),
+    "n_epochs": (_at_least_one, "at least 1"),
+    "n_examples": (_at_least_one, "at least 1, or null for no limit"),
+    "n_eval_examples": (_at_least_one, "at least 1, or null for all"),
+    "eval_every": (_at_least_one, "at least 1"),
+    "lr": (_above_zero, "above 0"),
+    "weight_decay": (_at_least_zero, "at least 0"),
+    "beta1": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "beta2": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "eps": (_above_zero, "above 0"),
+    "warmup": (lambda value: 0 <= value < 1, "at least 0 and below 1 (a share of the steps; warmup_steps is a number)"),
+    "warmup_steps": (_at_least_zero, "at least 0"),
+    "minimum_log_interval_secs": (_at_least_zero, "at least 0"),
+    "n_samples": (_at_least_one, "at least 1, or null for all"),
+    "top_p": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    "temperature": (_above_zero, "above 0"),
+    "max_new_tokens": (_at_least_one, "at least 1"),
+    "model.max_grad_norm": (_above_zero, "above 0, or null not to clip"),
+    "model.max_length": (_at_least_one, "at least 1"),
+    "model.max_prompt_length": (_at_least_one, "at least 1"),
+    "model.batch_size": (_at_least_one, "at least 1"),
+    "model.gradient_accumulation_steps": (_at_least_one, "at least 1"),
+    "model.tokens_per_microbatch": (_at_least_one, "at least 1"),
+    "model.eval_batch_size": (_at_least_one, "at least 1"),
+    "loss.beta": (_above_zero, "above 0"),
+    "loss.desirable_weight": (_at_least_zero, "at least 0"),
+    "loss.undesirable_weight": (_at_least_zero, "at least 0"),
+    "datasets.*.weight": (_above_zero, "above 0"),
+    "datasets.*.n_examples": (_at_least_one, "at least 1, or null for all"),
+    "datasets.*.test_fraction": (lambda value: 0 < value < 1, "above 0 and below 1"),
+    "datasets.*.minimum_ratio": (_at_least_one, "at least 1"),
+    "datasets.*.max_pairs": (_at_least_one, "at least 1"),
+}
+"""What a number has to be; a user's own YAML may use these keys with the same meaning."""
+
+WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list"}
+
+
+def check_values(config: DictConfig, schema: DictConfig, script: str) -> DictConfig:
+    """The config with interpolations resolved and every value of its key's type.
+
+    Args:
+        config: what was composed from all overrides.
+        schema: what was composed from the chosen files alone.
+        script: train.py or eval.py; each has modes of its own.
+
+    Raises:
+        ValueError: naming the key, its value and what is expected, for the first value that is wrong.
+    """
+    plain, expected = resolved(config), flatten(OmegaConf.to_container(schema, resolve=False))
+    flat = flatten(plain)
+    missing = [key for key, value in flat.items() if value == "???"]
+    if missing:
+        fixes = " ".join(f"{key}={'FILE' if key.endswith('path') else 'VALUE'}" for key in missing)
+        raise ValueError(f"{', '.join(missing)} must be given: add {fixes}")
+    for key, value in flat.items():
+        check_key(key, expected, {})
+        if key not in expected:
+            raise ValueError(
+                f"{key}={value!r}: {key} is a section; set one of its keys, such as {_inside(key, expected)}."
+            )
+        _put(plain, key, _typed(key, value, expected[key]))
+    absent = [key for key in expected if key not in flat and not any(key.startswith(f"{one}.") for one in flat)]
+    if absent:
+        raise ValueError(f"{absent[0]} was taken out of the config; every key is read, so change its value instead.")
+    _check_ranges(flatten(plain), script)
+    return OmegaConf.create(plain)
+
+
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """The config as plain containers; ValueError for an interpolation that leads nowhere."""
+    try:
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"cannot resolve an interpolation of the config: {str(error).splitlines()[0]}") from error
+    assert isinstance(plain, dict)
+    return plain
+
+
+def _inside(section: str, keys: Mapping[str, Any]) -> str:
+    return next(key for key in keys if key.startswith(f"{section}."))
+
+
+def _put(container: dict[str, Any], key: str, value: Any) -> None:
+    *sections, leaf = key.split(".")
+    for section in sections:
+        container = container[section]
+    container[leaf] = value
+
+
+def lookup(table: Mapping[str, Any], key: str) -> Any:
+    """The entry of a table whose keys may hold `*` for one part of a dotted key; None when there is none."""
+    if key in table:
+        return table[key]
+    for pattern, entry in table.items():
+        if "*" in pattern and pattern.count(".") == key.count(".") and fnmatchcase(key, pattern):
+            return entry
+    return None
+
+
+def _typed(key: str, value: Any, example: Any) -> Any:
+    """The value as the type of `example`, the schema's own value; ValueError when it is no such value."""
+    kinds = lookup(NULLABLE, key)
+    if value is None and (kinds or example is None):
+        return None
+    if kinds is None:
+        if example is None or (isinstance(example, str) and ("${" in example or example == "???")):
+            return value  # a user's YAML that says nothing of the type
+        kinds = (type(example),)
+    for kind in kinds:
+        fits, converted = _convert(value, kind)
+        if fits:
+            return converted
+    wanted = " or ".join(WORDS.get(kind, kind.__name__) for kind in kinds)
+    null = " or null" if lookup(NULLABLE, key) else ""
+    raise ValueError(
+        f"{key}={'null' if value is None else value}: expected {wanted}{null}, such as {_sample(example, kinds[0])}."
+    )
+
+
+def _sample(example: Any, kind: type) -> str:
+    if example is None or example == "???":
+        return {int: "100", float: "1.0", str: "name", bool: "true"}.get(kind, "[a,b]")
+    return str(example).lower() if isinstance(example, bool) else str(example)
+
+
+def _convert(value: Any, kind: type) -> tuple[bool, Any]:
+    """Whether the value is one of that type, and the value in that type."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        whole = number and math.isfinite(value) and value == int(value)
+        return whole, int(value) if whole else None
+    if kind is float:
+        if isinstance(value, str):  # "1e-6" in quotes, or without a dot in a YAML that a tool has written
+            try:
+                return True, float(value)
+            except ValueError:
+                return False, None
+        return number, float(value) if number else None
+    if kind is str:
+        if number and math.isfinite(value):
+            return True, str(value)
+        return isinstance(value, str), value
+    if kind is list:
+        return isinstance(value, list) and all(isinstance(one, str | int | float) for one in value), value
+    return isinstance(value, kind), value
+
+
+def _check_ranges(flat: dict[str, Any], script: str) -> None:
+    _check_mode(flat["mode"], script)
+    for key, value in flat.items():
+        if value is None:
+            continue
+        options = lookup(CHOICES, key)
+        if options and value not in options:
+            raise ValueError(f"{key}={value}: must be one of {', '.join(options)}{did_you_mean(str(value), options)}.")
+        allowed = lookup(RANGES, key)
+        if allowed and isinstance(value, int | float) and not allowed[0](value):
+            raise ValueError(f"{key}={value}: must be {allowed[1]}.")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{key}={value}: must be a finite number.")
+    longest, prompt = flat["model.max_length"], flat["model.max_prompt_length"]
+    if prompt >= longest:
+        raise ValueError(
+            f"model.max_prompt_length={prompt} leaves no token for a response in model.max_length={longest}: "
+            "make the first the smaller."
+        )
+
+
+def _check_mode(mode: str, script: str) -> None:
+    if mode in MODES[script]:
+        return
+    other = next((name for name, modes in MODES.items() if mode in modes), None)
+    if other:
+        raise ValueError(f"mode={mode} is for {other}: run `python {other} ... mode={mode}`.")
+    raise ValueError(f"mode={mode}: must be one of {', '.join(MODES[script])}{did_you_mean(mode, MODES[script])}.")

@@ -1,0 +1,97 @@
+"""What can be wrong between values that are right by themselves: classes that do not fit, files that are not there."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from dataloaders.resolve import ROOT, did_you_mean, top_level_names
+from launch.resolve import class_roles, find_source, loss_parameters
+
+TEST_ONLY = ("get_alpacaeval",)
+
+
+def check_combinations(config: DictConfig, script: str) -> None:
+    """Refuses a config that composes but cannot run; nothing is imported for it.
+
+    Raises:
+        ValueError: a trainer, DataLoader or data set's function that cannot be found; a loss that does not fit its
+            DataLoader or needs a reference; a file that is missing or empty; training on test-only data.
+    """
+    _check_loss(config.loss)
+    if "datasets" not in config or not config.datasets:
+        raise ValueError("no data set is selected: choose with datasets=[everyday], say.")
+    for name, options in config.datasets.items():
+        if "function" in options:
+            _found(f"datasets.{name}.function", options.function, "dataloaders.datasets")
+        if script == "train.py" and options.get("function") in TEST_ONLY:
+            raise ValueError(
+                f"datasets=[{name}]: {name} has a test split and nothing to train on; sample for it with "
+                f"`python eval.py --config-path=RUN_FOLDER datasets=[{name}]`."
+            )
+        for key in ("path", "test_path"):
+            for file in _files(options.get(key)):
+                _check_file(f"datasets.{name}.{key}", file)
+
+
+def _found(key: str, name: str, package: str) -> None:
+    try:
+        find_source(name, package)
+    except ValueError as error:
+        raise ValueError(f"{key}={name}: {error}") from error
+
+
+def _check_loss(loss: DictConfig) -> None:
+    _found("loss.trainer", loss.trainer, "trainers")
+    _found("loss.dataloader", loss.dataloader, "dataloaders")
+    parameters = loss_parameters(loss.trainer) or ()
+    references = [name for name in parameters if name.startswith("reference_")]
+    if references and not loss.use_reference_model:
+        raise ValueError(
+            f"loss={loss.name}: {loss.trainer}.loss takes {references[0]}, but loss.use_reference_model is false: "
+            "set loss.use_reference_model=true."
+        )
+    needed, offered = class_roles(loss.trainer, "trainers"), class_roles(loss.dataloader, "dataloaders")
+    if needed is None or offered is None:
+        return
+    if any("_KL_" in name for name in parameters):
+        needed = (*needed, "KL")
+    missing = [role for role in needed if role not in offered]
+    if missing:
+        fitting = [name for name, roles in _loaders().items() if set(needed) <= set(roles)]
+        fix = f"set loss.dataloader={fitting[0]}" if fitting else "no DataLoader here has it, so name one of your own"
+        raise ValueError(
+            f"loss={loss.name}: {loss.trainer} needs rows with {' and '.join(needed)}, {loss.dataloader} has "
+            f"{' and '.join(offered)}: {fix}."
+        )
+
+
+def _loaders() -> dict[str, tuple[str, ...]]:
+    """Our DataLoaders and their roles, those with the fewest first."""
+    found: dict[str, tuple[str, ...]] = {}
+    for path in sorted((ROOT / "dataloaders").glob("*.py")):
+        for name, node in top_level_names(path)[0].items():
+            if isinstance(node, ast.ClassDef) and name.endswith("DataLoader"):
+                found[name] = class_roles(name, "dataloaders") or ()
+    return dict(sorted(found.items(), key=lambda item: len(item[1])))
+
+
+def _files(value: Any) -> list[str]:
+    return [] if not value else [value] if isinstance(value, str) else list(value)
+
+
+def _check_file(key: str, file: str) -> None:
+    path = Path(file).expanduser()
+    if not path.is_file():
+        siblings = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
+        what = (
+            "is a folder; name its files"
+            if path.is_dir()
+            else f"there is no such file{did_you_mean(path.name, siblings)}"
+        )
+        raise ValueError(f"{key}={file}: {what}.")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{key}={file}: the file is empty; every line must be one JSON object.")

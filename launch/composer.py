@@ -1,0 +1,183 @@
+"""Hydra's composition over config/ and folders of the user's own, with the checks that Hydra does not make.
+
+What a command says falls into choices (`loss=dpo`, `datasets=[shp,hh]`) and values (`lr=1e-6`). The choices alone compose the
+schema; a value's key must be in it. So a key that no YAML has is refused, also with `++`, which Hydra would add.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from dataloaders.resolve import ROOT, did_you_mean
+from launch.keys import check_key, flatten
+
+CONFIG = ROOT / "config"
+NAME = "config"
+SEVERAL = "datasets"
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """Turns what Hydra and OmegaConf raise into a ValueError of one line."""
+    try:
+        yield
+    except OverrideParseException as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"cannot read the override {error.override!r} ({reason}). A value with spaces or any of =,:{{}}[]()' needs "
+            "quotes inside quotes: 'key=\"value\"'."
+        ) from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(str(error).strip().splitlines()[0]) from error
+
+
+class Composer:
+    """Composes configs; use it as a context manager.
+
+    Args:
+        config_dirs: folders of YAMLs that lie beside config/ (Hydra's --config-dir); config/ wins where both have a file.
+
+    Raises:
+        ValueError: a folder that does not exist.
+    """
+
+    def __init__(self, config_dirs: Sequence[str | Path] = ()):
+        self.search: list[str] = []
+        folders = [Path(folder).expanduser().resolve() for folder in config_dirs]
+        for folder in folders:
+            if not folder.is_dir():
+                siblings = [one.name for one in folder.parent.iterdir()] if folder.parent.is_dir() else []
+                raise ValueError(
+                    f"--config-dir {folder}: there is no such folder{did_you_mean(folder.name, siblings)}."
+                )
+        if folders:
+            quoted = ",".join(
+                '"file://' + str(folder).replace("\\", "\\\\").replace('"', '\\"') + '"' for folder in folders
+            )
+            self.search = [f"hydra.searchpath=[{quoted}]"]
+
+    def __enter__(self) -> Composer:
+        self._hydra = initialize_config_dir(config_dir=str(CONFIG), version_base=None, job_name="train")
+        self._hydra.__enter__()
+        self._loader = GlobalHydra.instance().config_loader()
+        with readable_errors():
+            groups = self._options("", ObjectType.GROUP)
+            self.choices = {group: self._options(group) for group in groups}
+        defaults = OmegaConf.load(CONFIG / f"{NAME}.yaml").defaults
+        self.required = [next(iter(entry)) for entry in defaults if not isinstance(entry, str)]
+        self.required = [group for group in self.required if not group.startswith("override ")]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._hydra.__exit__(*exception)
+
+    def _options(self, group: str, kind: ObjectType = ObjectType.CONFIG) -> list[str]:
+        found = self._loader.get_group_options(group, kind, config_name=NAME, overrides=self.search)
+        return [one for one in found if not one.startswith("base_") and one != "hydra"]
+
+    def parse(self, overrides: Sequence[str]) -> list[Override]:
+        """Hydra's own reading of overrides; ValueError for one that cannot be read."""
+        with readable_errors():
+            return OverridesParser.create(config_loader=self._loader).parse_overrides(overrides=list(overrides))
+
+    def is_choice(self, override: Override) -> bool:
+        """Whether it chooses a file of a config group."""
+        return override.key_or_group in self.choices or override.key_or_group.startswith("hydra/")
+
+    def schema(self, overrides: Sequence[Override]) -> DictConfig:
+        """The config of the chosen files, without any value from the command."""
+        for override in overrides:
+            if self.is_choice(override) and not override.key_or_group.startswith("hydra"):
+                self._check_choice(override)
+        chosen = [_line(override) for override in overrides if self.is_choice(override)]
+        return self._compose(chosen, None)
+
+    def check_keys(self, overrides: Sequence[Override], schema: DictConfig) -> None:
+        """Refuses a value whose key is not in the schema, and what would take a key away."""
+        keys = flatten(OmegaConf.to_container(schema, resolve=False))
+        for override in overrides:
+            if self.is_choice(override) or override.key_or_group.split(".")[0] == "hydra":
+                continue
+            if override.package is not None:
+                raise ValueError(
+                    f"{_line(override)}: {override.key_or_group} is no config group, so @ has no meaning here."
+                )
+            key = override.key_or_group
+            check_key(key, keys, self.choices)
+            if override.type is OverrideType.DEL:
+                raise ValueError(f"~{key}: every key is read, so none can be taken out; give it another value.")
+            if override.type is OverrideType.ADD:
+                raise ValueError(f"{_line(override)}: {key} is there already; leave out the +.")
+
+    def compose(self, overrides: Sequence[Override], number: int | None = 0) -> DictConfig:
+        """The config of all overrides.
+
+        Args:
+            overrides: parsed; none of them a sweep.
+            number: the job's number in a multirun, for `${hydra:job.num}`; None inside of what Hydra runs.
+        """
+        return self._compose([_line(override) for override in overrides], number)
+
+    def _compose(self, lines: list[str], number: int | None) -> DictConfig:
+        with readable_errors():
+            config = hydra_compose(NAME, overrides=[*lines, *self.search], return_hydra_config=True)
+        if number is not None:
+            with open_dict(config):
+                config.hydra.job.num = number
+                config.hydra.job.id = f"check_{number}"
+            HydraConfig.instance().set_config(config)
+        with open_dict(config):
+            del config["hydra"]
+        return config
+
+    def _check_choice(self, override: Override) -> None:
+        group, line = override.key_or_group, _line(override)
+        if override.package is not None:
+            return
+        if override.type is OverrideType.DEL:
+            if group in self.required:
+                raise ValueError(f"{line}: a run needs a {group}; choose another with {group}=NAME.")
+            return
+        added = override.type is OverrideType.ADD and group in self.required and group != SEVERAL
+        if override.type is OverrideType.FORCE_ADD or added:
+            raise ValueError(f"{line}: a file is chosen without plus signs, as {line.lstrip('+')}.")
+        value = override.value()
+        names = value if isinstance(value, list) else [value]
+        if isinstance(value, list) and group != SEVERAL and group in self.required:
+            example = ",".join(map(str, names)) or "a,b"
+            raise ValueError(f"{line}: a run has one {group}; for a run with each write -m {group}={example}.")
+        if not names or any(name is None for name in names):
+            raise ValueError(f"{line}: nothing is chosen; there are {', '.join(self.choices[group])}.")
+        for name in map(str, names):
+            self.check_option(group, name)
+
+    def check_option(self, group: str, name: str) -> None:
+        """Refuses a name that is no file of the config group."""
+        options = self.choices[group]
+        if name not in options and name.removesuffix(".yaml") not in options and "/" not in name:
+            raise ValueError(
+                f"there is no {group}={name}{did_you_mean(name, options)}; there are {', '.join(options)}."
+            )
+
+
+def key_of(override: Override) -> str:
+    """The key of an override without plus signs, `datasets` of `+datasets=hh`."""
+    return override.get_key_element().lstrip("+~")
+
+
+def _line(override: Override) -> str:
+    assert override.input_line is not None
+    return override.input_line

@@ -1,0 +1,30 @@
+"""Trains a model: `python train.py loss=dpo model=tiny datasets=[hh] lr=1e-5`. `--help` says more.
+
+The command is composed and checked first, without torch; then Hydra runs its job, or its jobs (`-m`).
+"""
+
+from __future__ import annotations
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from launch.compose import check_command, compose_job
+from launch.errors import one_line_errors
+
+
+@hydra.main(version_base=None, config_path="config", config_name="config")
+def main(_: DictConfig) -> None:
+    """Runs one job. What Hydra passes is composed anew, because only the checked config has each key's type."""
+    with one_line_errors("train.py"):
+        config = compose_job("train.py")
+        from launch.train import run
+
+        run(config)
+
+
+if __name__ == "__main__":
+    with one_line_errors("train.py"):
+        sys.argv[1:] = check_command(sys.argv[1:], "train.py")
+    main()
