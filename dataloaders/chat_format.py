@@ -7,6 +7,7 @@ turns, and a `<|im_end|>` that somebody wrote in a message is never taken for th
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import re
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ Piece = tuple[str, bool]  # a text, and whether it is somebody's words (True) or
 
 @dataclass(frozen=True)
 class Conversation:
-    """A text with markers, taken apart. `opening` stands before the first turn; `open` says that the assistant is to go on."""
+    """A text with markers, taken apart. `opening` stands before the first turn; `open`: the assistant is to go on."""
 
     opening: str
     turns: tuple[Turn, ...]
@@ -58,7 +59,10 @@ class ChatFormat:
     Attributes:
         preamble: what comes once before the first turn (BOS, a default system turn).
         end_of_turn: what ends a response and is scored: `assistant_suffix` up to its first special token, or EOS.
-        system_prefix, system_suffix: around a system turn of the example's own, which takes the preamble's place.
+        system_prefix, system_suffix: around a system turn of the example's own, which takes the preamble's place; the
+            suffix reaches to the words of the first user turn.
+        lead: white space that a template puts before a response and not at the end of its generation prompt (Llama 2).
+        strips: whether the template strips the contents of turns.
     """
 
     human_prefix: str
@@ -69,6 +73,8 @@ class ChatFormat:
     end_of_turn: str
     system_prefix: str | None = None
     system_suffix: str | None = None
+    lead: str = ""
+    strips: bool = False
     tokenizer: PreTrainedTokenizerBase | None = None
 
     def prompt(self, turns: tuple[Turn, ...], system: str | None, opening: str = "") -> list[Piece]:
@@ -77,21 +83,36 @@ class ChatFormat:
             return _split_rendered(self._by_template(turns, system, generate=True), turns, system)
         pieces: list[Piece] = [(opening, True)] if opening else []
         if system is not None and self.system_prefix is not None:
-            pieces += [(self.system_prefix, False), (system, True), (self.system_suffix or "", False)]
+            suffix = self.system_suffix or ""
+            if turns and turns[0][0] == "user":
+                pieces += [(self.system_prefix, False), (self.said(system), True), (suffix, False)]
+                pieces += [(self.said(turns[0][1]), True), (self.human_suffix, False)]
+                turns = turns[1:]
+            else:
+                suffix = suffix.removesuffix(self.human_prefix)
+                pieces += [(self.system_prefix, False), (self.said(system), True), (suffix, False)]
         else:
             pieces += [(self.preamble, False)]
-            if system:  # no system turn in this template: it opens the first user turn
-                role, content = turns[0]
-                turns = ((role, f"{system}\n\n{content}"), *turns[1:])
+            turns = _with_system(turns, system)
         for role, content in turns:
             prefix, suffix = self._around(role)
-            pieces += [(prefix, False), (content, True), (suffix, False)]
+            pieces += [(prefix, False), (self.said(content), True), (suffix, False)]
         return [*pieces, (self.assistant_prefix, False)]
+
+    def said(self, content: str) -> str:
+        """The content of a turn as the template lets it stand."""
+        return content.strip() if self.strips else content
 
     def _around(self, role: str) -> tuple[str, str]:
         if role == "user":
             return self.human_prefix, self.human_suffix
-        return self.assistant_prefix, self.assistant_suffix if self.assistant_suffix else self.end_of_turn
+        return self.assistant_prefix + self.lead, self.assistant_suffix if self.assistant_suffix else self.end_of_turn
+
+    @property
+    def after_end_of_turn(self) -> str:
+        """What stands between the scored end of a response and the next turn."""
+        suffix = self.assistant_suffix
+        return suffix.removeprefix(self.end_of_turn) if suffix.startswith(self.end_of_turn) else ""
 
     def later_turns(self, turns: tuple[Turn, ...]) -> list[list[Piece]]:
         """The pieces between one response and the next of a demonstration: one list for each later response.
@@ -101,21 +122,37 @@ class ChatFormat:
         """
         if self.tokenizer is not None:
             raise ValueError(
-                "this chat template cannot be taken apart, so only one response of a conversation can be scored"
+                "this model's chat template cannot be taken apart into four strings, so only one response of a "
+                "conversation can be scored. Set model.human_prefix, human_suffix, assistant_prefix and "
+                "assistant_suffix, or give conversations with one response."
             )
-        between, lists = [(self.assistant_suffix.removeprefix(self.end_of_turn), False)], []
+        between, lists = [(self.after_end_of_turn, False)], []
         for role, content in turns:
             if role == "assistant":
                 lists.append([*between, (self.assistant_prefix, False)])
-                between = [(self.assistant_suffix.removeprefix(self.end_of_turn), False)]
+                between = [(self.after_end_of_turn, False)]
             else:
-                between += [(self.human_prefix, False), (content, True), (self.human_suffix, False)]
+                between += [(self.human_prefix, False), (self.said(content), True), (self.human_suffix, False)]
         return lists
 
     def _by_template(self, turns: tuple[Turn, ...], system: str | None, generate: bool) -> str:
-        messages = [{"role": "system", "content": system}] if system is not None else []
-        messages += [{"role": role, "content": content} for role, content in turns]
-        return _render(self.tokenizer, messages, generate)
+        messages = [{"role": role, "content": content} for role, content in turns]
+        if system is None:
+            return _render(self.tokenizer, messages, generate)
+        try:
+            return _render(self.tokenizer, [{"role": "system", "content": system}, *messages], generate)
+        except Exception:  # a template is somebody else's program: this one knows no system turn
+            messages = [{"role": role, "content": content} for role, content in _with_system(turns, system)]
+            return _render(self.tokenizer, messages, generate)
+
+
+def _with_system(turns: tuple[Turn, ...], system: str | None) -> tuple[Turn, ...]:
+    """For a template without system turns: the system's words open the first user turn."""
+    if not system:
+        return turns
+    if not turns or turns[0][0] != "user":
+        return (("user", system), *turns)
+    return (("user", f"{system}\n\n{turns[0][1]}"), *turns[1:])
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], generate: bool) -> str:
@@ -123,13 +160,15 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], 
 
 
 def _split_rendered(text: str, turns: tuple[Turn, ...], system: str | None) -> list[Piece]:
-    """Marks, in a rendered prompt, what somebody wrote; a content that the template changed counts as the template's."""
+    """Marks, in a rendered prompt, what somebody wrote: as it was, stripped, or without its thinking."""
     pieces, position = [], 0
     for content in ([system] if system else []) + [content for _, content in turns]:
-        start = text.find(content, position) if content else -1
-        if start >= 0:
-            pieces += [(text[position:start], False), (content, True)]
-            position = start + len(content)
+        for shown in (content, content.strip(), content.rpartition("</think>")[2].strip()):
+            start = text.find(shown, position) if shown else -1
+            if start >= 0:
+                pieces += [(text[position:start], False), (shown, True)]
+                position = start + len(shown)
+                break
     return [*pieces, (text[position:], False)]
 
 
@@ -156,16 +195,16 @@ def chat_format(
         )
     if strings[0] is not None or not tokenizer.chat_template:
         chosen = strings if strings[0] is not None else _HALOS_STRINGS
-        return ChatFormat(*chosen, preamble=_bos(tokenizer), end_of_turn=_end_of_turn(tokenizer, chosen[3]))
+        return ChatFormat(*chosen, preamble=bos(tokenizer), end_of_turn=_end_of_turn(tokenizer, chosen[3]))
     parts = _take_apart(tokenizer)
     if parts is None:
         log.info("this model's chat template cannot be taken apart into four strings: it renders each prompt itself")
-        suffix = _suffix_of_template(tokenizer)
-        return ChatFormat("", "", "", suffix, "", _end_of_turn(tokenizer, suffix), tokenizer=tokenizer)
+        lead, suffix = _around_response(tokenizer)
+        return ChatFormat("", "", "", suffix, "", _end_of_turn(tokenizer, suffix), lead=lead, tokenizer=tokenizer)
     return parts
 
 
-def _bos(tokenizer: PreTrainedTokenizerBase) -> str:
+def bos(tokenizer: PreTrainedTokenizerBase) -> str:
     """BOS where the tokenizer would put one by itself; it is added here, once, and nowhere else."""
     ids = tokenizer("a").input_ids
     return tokenizer.bos_token if tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id else ""
@@ -177,10 +216,13 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase, assistant_suffix: str) -> s
     return assistant_suffix[: match.end()] if match else assistant_suffix + tokenizer.eos_token
 
 
-def _suffix_of_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    probe = "7391 is prime"
-    text = _render(tokenizer, [{"role": "user", "content": "A?"}, {"role": "assistant", "content": probe}], False)
-    return text[text.rindex(probe) + len(probe) :]
+def _around_response(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """The white space before and the text after a response, as a template that cannot be taken apart puts them."""
+    question, probe = {"role": "user", "content": "A?"}, "7391 is prime"
+    text = _render(tokenizer, [question, {"role": "assistant", "content": probe}], False)
+    start = text.rindex(probe)
+    lead = text[:start].removeprefix(_render(tokenizer, [question], True))
+    return lead if lead.isspace() else "", text[start + len(probe) :]
 
 
 def _take_apart(tokenizer: PreTrainedTokenizerBase) -> ChatFormat | None:
@@ -197,44 +239,51 @@ def _take_apart(tokenizer: PreTrainedTokenizerBase) -> ChatFormat | None:
     except Exception:  # a template is a program of somebody else's: whatever it raises, it cannot be taken apart
         return None
     human_prefix = between.removeprefix(assistant_suffix)
-    assistant_prefix = middle.removeprefix(human_suffix)
-    if middle != after or not before.endswith(human_prefix) or not between.startswith(assistant_suffix):
+    assistant_prefix, lead = after.removeprefix(human_suffix), middle.removeprefix(after)
+    if not middle.startswith(after) or lead.strip() or not after.startswith(human_suffix):
+        return None
+    if not before.endswith(human_prefix) or not between.startswith(assistant_suffix):
         return None
     preamble = before[: len(before) - len(human_prefix)]
-    system_prefix, system_suffix = _system_strings(tokenizer, human_prefix)
+    system_prefix, system_suffix = _system_strings(tokenizer)
     format = ChatFormat(
         human_prefix, human_suffix, assistant_prefix, assistant_suffix, preamble,
-        _end_of_turn(tokenizer, assistant_suffix), system_prefix, system_suffix,
+        _end_of_turn(tokenizer, assistant_suffix), system_prefix, system_suffix, lead,
     )  # fmt: skip
-    return format if _renders_alike(format, tokenizer) else None
+    if not _renders_alike(format, tokenizer, "{}"):
+        return None
+    stripping = dataclasses.replace(format, strips=True)
+    strips = not _renders_alike(format, tokenizer, " {}\n") and _renders_alike(stripping, tokenizer, " {}\n")
+    return stripping if strips else format
 
 
-def _system_strings(tokenizer: PreTrainedTokenizerBase, human_prefix: str) -> tuple[str | None, str | None]:
+def _system_strings(tokenizer: PreTrainedTokenizerBase) -> tuple[str | None, str | None]:
     system, user = "system 9973.", "user 8117?"
     try:
         text = _render(tokenizer, [{"role": "system", "content": system}, {"role": "user", "content": user}], False)
         before, rest = text.split(system)
-        suffix = rest[: rest.index(user)]
+        return before, rest[: rest.index(user)]
     except Exception:  # as above: no system turn in this template
         return None, None
-    return (before, suffix.removesuffix(human_prefix)) if suffix.endswith(human_prefix) else (None, None)
 
 
-def _renders_alike(format: ChatFormat, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether joining the strings gives what the template gives, on conversations that were not taken apart."""
-    turns = (
-        ("user", "Why?"),
-        ("assistant", "Because.\n\nSo it is."),
-        ("user", "How so"),
-        ("assistant", "2 + 2"),
-        ("user", "Ah"),
-    )
-    cases = [(turns, None), (turns[:1], None), (turns[:3], None)]
-    if format.system_prefix is not None:
-        cases.append((turns[:3], "Be brief."))
-    for some, system in cases:
-        messages = [{"role": "system", "content": system}] if system else []
-        messages += [{"role": role, "content": content} for role, content in some]
-        if _render(tokenizer, messages, True) != "".join(text for text, _ in format.prompt(some, system)):
-            return False
+def _renders_alike(format: ChatFormat, tokenizer: PreTrainedTokenizerBase, around: str) -> bool:
+    """Whether joining the strings gives what the template gives, on conversations that were not taken apart.
+
+    `around` is the white space about each content. Each conversation is compared up to where the assistant answers and,
+    where an answer follows, with the answer; a template that shows or hides thinking differs in one of them.
+    """
+    contents = ("Why?", "Because.\n\nSo it is.", "How so", "<think>\nSums.\n</think>\n\n2 + 2", "Ah", "Oh")
+    roles = ("user", "assistant") * 3
+    turns = tuple((role, around.format(content)) for role, content in zip(roles, contents, strict=True))
+    systems = [None, around.format("Be brief.")] if format.system_prefix is not None else [None]
+    for system in systems:
+        for length in (1, 3, 5):
+            messages = [{"role": "system", "content": system}] if system else []
+            messages += [{"role": role, "content": content} for role, content in turns[: length + 1]]
+            prompt = "".join(text for text, _ in format.prompt(turns[:length], system))
+            answer = format.lead + format.said(turns[length][1]) + format.assistant_suffix
+            alike = _render(tokenizer, messages[:-1], True) == prompt
+            if not alike or _render(tokenizer, messages, False) != prompt + answer:
+                return False
     return True

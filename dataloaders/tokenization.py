@@ -7,6 +7,7 @@ prompt's ids to the token; where a token spans the boundary of prompt and respon
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from dataloaders.chat_format import ChatFormat, Conversation, Piece
+from dataloaders.chat_format import ChatFormat, Conversation, Piece, bos
 from dataloaders.examples import Example
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CACHE_VERSION = 1  # raise it when the same input gives other tokens than before
+CACHE_VERSION = 2  # raise it when the same input gives other tokens than before
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ class ExampleTokenizer:
         self.max_length = max_length
         self.max_prompt_length = max_prompt_length
         added = sorted(set(tokenizer.all_special_tokens) | set(tokenizer.get_added_vocab()), key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, added))) if added else None
+        self._special = re.compile(f"({'|'.join(map(re.escape, added))})") if added else None
+        self._bos = bos(tokenizer)
 
     def __call__(self, examples: Sequence[Example], cache_dir: str | Path | None = None) -> list[TokenizedExample]:
         """Tokenizes examples, or reads them from the cache on disk when the same ones were tokenized before."""
@@ -96,75 +98,110 @@ class ExampleTokenizer:
         return done
 
     def encode(self, texts: Sequence[list[Piece]]) -> list[list[int]]:
-        """Token ids of texts given as pieces. A text is tokenized whole, so that merges across pieces are the model's own.
+        """Token ids of texts that belong together, given as pieces: where they begin alike, so do their ids.
 
-        Only where somebody's words contain the text of a special token are the pieces tokenized one by one, and in
-        those words the special token is plain text.
+        A text is tokenized whole, so that merges across pieces are the model's own. Only where somebody's words contain
+        the text of a special token are those words' special tokens plain text, in all of the texts.
         """
-        plain = ["".join(text for text, _ in pieces) for pieces in texts]
-        ids = self.tokenizer(plain, add_special_tokens=False).input_ids if plain else []
-        for index, pieces in enumerate(texts):
-            if self._special and any(words and self._special.search(text) for text, words in pieces):
-                ids[index] = [token for text, words in pieces if text for token in self._encode_piece(text, words)]
-        return ids
+        return self._encode_groups([texts])[0]
 
-    def _encode_piece(self, text: str, words: bool) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=words).input_ids
+    def _encode_groups(self, groups: Sequence[Sequence[list[Piece]]]) -> list[list[list[int]]]:
+        """`encode` for many groups at once: one call of the tokenizer for all that are harmless."""
+        hostile = [any(words and self._has_special(text) for pieces in texts for text, words in pieces) for texts in groups]
+        plain = [
+            "".join(text for text, _ in pieces)
+            for texts, guarded in zip(groups, hostile, strict=True)
+            for pieces in ([] if guarded else texts)
+        ]
+        ids = iter(self.tokenizer(plain, add_special_tokens=False).input_ids if plain else [])
+        return [
+            [self._encode_guarded(pieces) if guarded else next(ids) for pieces in texts]
+            for texts, guarded in zip(groups, hostile, strict=True)
+        ]
+
+    def _has_special(self, text: str) -> bool:
+        return self._special is not None and self._special.search(text) is not None
+
+    def _encode_guarded(self, pieces: list[Piece]) -> list[int]:
+        """The template's special tokens as themselves; what stands between two of them as text, whatever it contains."""
+        ids: list[int] = []
+        text = ""
+        for content, words in pieces:
+            for number, part in enumerate([content] if words else self._special.split(content)):
+                if number % 2 == 0:  # what a pattern in brackets splits by stands at the odd places
+                    text += part
+                    continue
+                ids += self._encode_text(text)
+                ids.append(self.tokenizer.convert_tokens_to_ids(part))
+                text = ""
+        return ids + self._encode_text(text)
+
+    def _encode_text(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids if text else []
 
     def _tokenize(self, examples: Sequence[Example]) -> list[TokenizedExample]:
         """Tokenizes prompts and full texts in one batch each; the few that do not fit are then treated one by one."""
         conversations = [Conversation.parse(e.prompt) if isinstance(e.prompt, str) else None for e in examples]
-        prompts = [[] if c is None else self._prompt(c, e.system) for c, e in zip(conversations, examples, strict=True)]
-        prompt_ids = self.encode(prompts)
-        texts = [
-            self._texts(pieces, generation)
-            for example, pieces in zip(examples, prompts, strict=True)
-            for generation in example.generations
-        ]
-        encoded = iter(self.encode([text for stages in texts for text in stages]))
-        stages = iter([[next(encoded) for _ in stages] for stages in texts])
+        texts = [self._example_texts(*pair) for pair in zip(examples, conversations, strict=True)]
+        encoded = self._encode_groups([[prompt, *itertools.chain(*stages)] for prompt, stages in texts])
         done = []
-        for example, conversation, ids in zip(examples, conversations, prompt_ids, strict=True):
-            if conversation is None:
-                ids = list(example.prompt)
-            per_generation = [next(stages) for _ in example.generations]
-            tokens = self._assemble(ids, example, per_generation)
+        for example, conversation, (_, stages), ids in zip(examples, conversations, texts, encoded, strict=True):
+            tokens = self._assemble(example, stages, ids)
             done.append(self._fit(tokens, example, conversation))
         return done
 
-    def _prompt(self, conversation: Conversation, system: str | None) -> list[Piece]:
-        if not conversation.turns and not conversation.open:  # a text of no chat at all, or a document: as it is
-            return [
-                (self.format.preamble if self.format.tokenizer is None else "", False),
-                (conversation.opening, True),
-            ]
-        return self.format.prompt(conversation.turns, system, conversation.opening)
+    def _example_texts(
+        self, example: Example, conversation: Conversation | None
+    ) -> tuple[list[Piece], list[list[list[Piece]]]]:
+        """The prompt of an example and, for each generation, the texts of `_stages`; a prompt of ids has no text."""
+        if conversation is None:
+            chat, prompt = True, []
+        else:
+            chat = bool(conversation.turns or conversation.open)
+            prompt = self._prompt(conversation, example)
+        return prompt, [self._stages(prompt, generation, chat) for generation in example.generations]
 
-    def _texts(self, prompt: list[Piece], generation: str | list[int]) -> list[list[Piece]]:
+    def _prompt(self, conversation: Conversation, example: Example) -> list[Piece]:
+        if conversation.turns or conversation.open:
+            return self.format.prompt(conversation.turns, example.system, conversation.opening)
+        # A text of no chat at all, or a document: as it is, behind BOS; ids have a BOS of their own or want none.
+        of_ids = any(not isinstance(generation, str) for generation in example.generations)
+        return [("" if of_ids else self._bos, False), (conversation.opening, True)]
+
+    def _stages(self, prompt: list[Piece], generation: str | list[int], chat: bool) -> list[list[Piece]]:
         """The texts whose tokens show where a generation's scored stretches begin and end, each a prefix of the next.
 
         For one response: [prompt + response + end of turn]. For a demonstration with later responses also the texts
-        up to each of them.
+        up to each of them. What is no chat ends with EOS.
         """
         if not isinstance(generation, str):
             return []
-        conversation = Conversation.parse(generation)
-        end = (self.format.end_of_turn, False)
-        text = [*prompt, (conversation.opening, True), end]
-        stages = [text]
+        format, conversation = self.format, Conversation.parse(generation)
+        if not chat:
+            return [[*prompt, (conversation.opening, True), (self.tokenizer.eos_token, False)]]
+        lead, end = (format.lead, False), (format.end_of_turn, False)
+        stages = [[*prompt, lead, (format.said(conversation.opening), True), end]]
         if conversation.turns:
             replies = [content for role, content in conversation.turns if role == "assistant"]
-            for between, reply in zip(self.format.later_turns(conversation.turns), replies, strict=True):
+            for between, reply in zip(format.later_turns(conversation.turns), replies, strict=True):
                 stages.append([*stages[-1], *between])
-                stages.append([*stages[-1], (reply, True), end])
+                stages.append([*stages[-1], lead, (format.said(reply), True), end])
         return stages
 
-    def _assemble(self, prompt: list[int], example: Example, stages: list[list[list[int]]]) -> TokenizedExample:
-        """Cuts full token lists into the shared prompt and responses, by longest common token prefix."""
-        full = [texts[-1] if texts else prompt + list(g) for texts, g in zip(stages, example.generations, strict=True)]
+    def _assemble(
+        self, example: Example, stages: Sequence[Sequence[list[Piece]]], encoded: Sequence[list[int]]
+    ) -> TokenizedExample:
+        """Cuts full token lists into the shared prompt and responses, by longest common token prefix.
+
+        `encoded` has the ids of the prompt, then those of all stages.
+        """
+        given = None if isinstance(example.prompt, str) else list(example.prompt)
+        prompt, rest = given if given is not None else encoded[0], iter(encoded[1:])
+        texts_of = [[(given or []) + next(rest) for _ in texts] for texts in stages]
+        full = [texts[-1] if texts else prompt + list(g) for texts, g in zip(texts_of, example.generations, strict=True)]
         boundary = min([len(prompt), *(common_prefix(prompt, ids) for ids in full)])
         responses = []
-        for ids, texts in zip(full, stages, strict=True):
+        for ids, texts in zip(full, texts_of, strict=True):
             scored = np.ones(len(ids), dtype=bool)
             for said, asked in zip(texts[:-1:2], texts[1::2], strict=True):
                 scored[common_prefix(said, ids) : common_prefix(asked, ids)] = False
@@ -191,12 +228,10 @@ class ExampleTokenizer:
             if later is None:
                 return None
             turns = turns[later:]
-            pieces = self._prompt(Conversation(conversation.opening, turns, conversation.open), example.system)
-            prompt = self.encode([pieces])[0]
-            if len(prompt) <= self.max_prompt_length:
-                break
-        stages = [self.encode(self._texts(pieces, generation)) for generation in example.generations]
-        return self._assemble(prompt, example, stages)
+            prompt, stages = self._example_texts(example, Conversation(conversation.opening, turns, conversation.open))
+            encoded = self.encode([prompt, *itertools.chain(*stages)])
+            if len(encoded[0]) <= self.max_prompt_length:
+                return self._assemble(example, stages, encoded)
 
     def prompt_ids(self, example: Example) -> TokenizedExample:
         """A prompt alone, as for sampling, cut like any other to `max_prompt_length` when it has more tokens."""

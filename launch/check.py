@@ -1,7 +1,7 @@
 """The values of a composed config: of the schema's type, inside their range, none left open. No torch here.
 
-The YAML is the schema: a key's type is that of the value that its YAML has. What the YAML leaves null says nothing of its
-type, so `NULLABLE` does.
+The YAML is the schema: a key's type is that of the value that its YAML has. What the YAML leaves null says nothing of
+its type, so `NULLABLE` does.
 """
 
 from __future__ import annotations
@@ -79,8 +79,9 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (_at_least_zero, "at least 0"),
     "n_epochs": (_at_least_one, "at least 1"),
     "n_examples": (_at_least_one, "at least 1, or null for no limit"),
-    "n_eval_examples": (_at_least_one, "at least 1, or null for all"),
+    "n_eval_examples": (_at_least_zero, "at least 0, or null for all"),
     "eval_every": (_at_least_one, "at least 1"),
+    "log_every": (_at_least_one, "at least 1"),
     "lr": (_above_zero, "above 0"),
     "weight_decay": (_at_least_zero, "at least 0"),
     "beta1": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
@@ -134,9 +135,8 @@ def check_values(config: DictConfig, schema: DictConfig, script: str) -> DictCon
     for key, value in flat.items():
         check_key(key, expected, {})
         if key not in expected:
-            raise ValueError(
-                f"{key}={value!r}: {key} is a section; set one of its keys, such as {_inside(key, expected)}."
-            )
+            inside = next(one for one in expected if one.startswith(f"{key}."))
+            raise ValueError(f"{key}={show(value)}: {key} is a section; set one of its keys, such as {inside}.")
         _put(plain, key, _typed(key, value, expected[key]))
     absent = [key for key in expected if key not in flat and not any(key.startswith(f"{one}.") for one in flat)]
     if absent:
@@ -155,8 +155,11 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     return plain
 
 
-def _inside(section: str, keys: Mapping[str, Any]) -> str:
-    return next(key for key in keys if key.startswith(f"{section}."))
+def show(value: Any) -> str:
+    """A value as one writes it in an override."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return str(value)
 
 
 def _put(container: dict[str, Any], key: str, value: Any) -> None:
@@ -191,15 +194,13 @@ def _typed(key: str, value: Any, example: Any) -> Any:
             return converted
     wanted = " or ".join(WORDS.get(kind, kind.__name__) for kind in kinds)
     null = " or null" if lookup(NULLABLE, key) else ""
-    raise ValueError(
-        f"{key}={'null' if value is None else value}: expected {wanted}{null}, such as {_sample(example, kinds[0])}."
-    )
+    raise ValueError(f"{key}={show(value)}: expected {wanted}{null}, such as {_sample(example, kinds[0])}.")
 
 
 def _sample(example: Any, kind: type) -> str:
     if example is None or example == "???":
         return {int: "100", float: "1.0", str: "name", bool: "true"}.get(kind, "[a,b]")
-    return str(example).lower() if isinstance(example, bool) else str(example)
+    return show(example)
 
 
 def _convert(value: Any, kind: type) -> tuple[bool, Any]:

@@ -85,13 +85,10 @@ def _files(value: Any) -> list[str]:
 
 def _check_file(key: str, file: str) -> None:
     path = Path(file).expanduser()
+    if path.is_dir():
+        raise ValueError(f"{key}={file}: that is a folder; name the files in it.")
     if not path.is_file():
         siblings = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
-        what = (
-            "is a folder; name its files"
-            if path.is_dir()
-            else f"there is no such file{did_you_mean(path.name, siblings)}"
-        )
-        raise ValueError(f"{key}={file}: {what}.")
+        raise ValueError(f"{key}={file}: there is no such file{did_you_mean(path.name, siblings)}.")
     if path.stat().st_size == 0:
         raise ValueError(f"{key}={file}: the file is empty; every line must be one JSON object.")

@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 from launch.check import check_values
 from launch.combinations import check_combinations
 from launch.composer import CONFIG, SEVERAL, Composer, key_of, readable_errors
+from launch.run_folder import run_folder
 
 LONGEST_NAME = 180  # of a folder; file systems allow 255 bytes
 
@@ -65,13 +66,11 @@ def read_command(argv: Sequence[str], script: str = "train.py") -> Command:
     arguments = parser.parse_intermixed_args(list(argv))
     if arguments.config_path or arguments.config_name:
         raise ValueError(
-            f"{script} composes from {CONFIG.name}/; --config-path with a saved config is for eval.py, and a folder of your "
-            "own YAMLs is given with --config-dir DIR."
+            f"{script} composes from {CONFIG.name}/; --config-path with a saved config is for eval.py, and a folder of "
+            "your own YAMLs is given with --config-dir DIR."
         )
     overrides = tuple(arguments.overrides)
-    stray = [word for word in overrides if "=" not in word and not word.startswith("~")]
-    if stray:
-        raise ValueError(f"{stray[0]!r} is no override: those are key=value (no spaces around =, none inside a list).")
+    refuse_strays(overrides)
     informs = bool(arguments.help or arguments.hydra_help or arguments.info or arguments.shell_completion)
     multirun = arguments.multirun or any(re.fullmatch(r"\+*hydra\.mode=MULTIRUN", word) for word in overrides)
     folders = (arguments.config_dir,) if arguments.config_dir else ()
@@ -100,7 +99,7 @@ def check_command(argv: Sequence[str], script: str = "train.py") -> list[str]:
         parsed = composer.parse(command.overrides)
         swept = [override for override in parsed if override.is_sweep_override()]
         if not command.multirun:
-            _refuse_sweep(swept)
+            refuse_sweep(swept)
             compose_checked(composer, parsed, script)
             return [*command.flags, *command.overrides]
         if any(override.key_or_group == "hydra/sweeper" for override in parsed):
@@ -109,11 +108,11 @@ def check_command(argv: Sequence[str], script: str = "train.py") -> list[str]:
         folders: dict[Path, int] = {}
         for number, job in enumerate(_jobs(composer, parsed)):
             config = compose_checked(composer, job, script, number, constant)
-            folder = Path(config.cache_dir, config.exp_name)
+            folder = run_folder(config)
             if folder in folders:
                 raise ValueError(
-                    f"jobs {folders[folder]} and {number} of the multirun would share {folder}: leave out exp_name, or put "
-                    "what varies into it, as in 'exp_name=name_${lr}'."
+                    f"jobs {folders[folder]} and {number} of the multirun would share {folder}: leave out exp_name, or "
+                    "put what varies into it, as in 'exp_name=name_${lr}'."
                 )
             folders[folder] = number
     quoted = ",".join(f"'{key}'" for key in constant)
@@ -121,7 +120,15 @@ def check_command(argv: Sequence[str], script: str = "train.py") -> list[str]:
     return [*command.flags, *command.overrides, *exclude]
 
 
-def _refuse_sweep(swept: list[Override]) -> None:
+def refuse_strays(overrides: Sequence[str]) -> None:
+    """Refuses words that are no overrides, the rest of a list with spaces, for instance."""
+    stray = [word for word in overrides if "=" not in word and not word.startswith("~")]
+    if stray:
+        raise ValueError(f"{stray[0]!r} is no override: those are key=value (no spaces around =, none inside a list).")
+
+
+def refuse_sweep(swept: Sequence[Override]) -> None:
+    """Refuses several values for one key in a command that is one run."""
     for override in swept:
         values = ",".join(override.sweep_string_iterator()) if override.is_discrete_sweep() else "a,b"
         together = f", or {SEVERAL}=[{values}] for all in one run" if override.key_or_group == SEVERAL else ""
@@ -157,6 +164,7 @@ def compose_checked(
     if config.exp_name is None:
         varied = () if constant is None else [one for one in overrides if key_of(one) not in constant]
         config.exp_name = default_exp_name(config, varied)
+    run_folder(config)
     check_combinations(config, script)
     return config
 

@@ -1,7 +1,8 @@
 """Hydra's composition over config/ and folders of the user's own, with the checks that Hydra does not make.
 
-What a command says falls into choices (`loss=dpo`, `datasets=[shp,hh]`) and values (`lr=1e-6`). The choices alone compose the
-schema; a value's key must be in it. So a key that no YAML has is refused, also with `++`, which Hydra would add.
+What a command says falls into choices (`loss=dpo`, `datasets=[shp,hh]`) and values (`lr=1e-6`). The choices alone
+compose the schema; a value's key must be in it. So a key that no YAML has is refused, also with `++`, which Hydra would
+add.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException, OverrideParseException
+from hydra.initialize import get_gh_backup, restore_gh_from_backup
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -48,7 +50,7 @@ class Composer:
     """Composes configs; use it as a context manager.
 
     Args:
-        config_dirs: folders of YAMLs that lie beside config/ (Hydra's --config-dir); config/ wins where both have a file.
+        config_dirs: folders of YAMLs beside config/ (Hydra's --config-dir); config/ wins where both have a file.
 
     Raises:
         ValueError: a folder that does not exist.
@@ -70,8 +72,9 @@ class Composer:
             self.search = [f"hydra.searchpath=[{quoted}]"]
 
     def __enter__(self) -> Composer:
-        self._hydra = initialize_config_dir(config_dir=str(CONFIG), version_base=None, job_name="train")
-        self._hydra.__enter__()
+        self._outer = get_gh_backup()  # inside of what Hydra runs, its own state is kept and put back
+        GlobalHydra.instance().clear()
+        initialize_config_dir(config_dir=str(CONFIG), version_base=None, job_name="train")
         self._loader = GlobalHydra.instance().config_loader()
         with readable_errors():
             groups = self._options("", ObjectType.GROUP)
@@ -82,7 +85,7 @@ class Composer:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._hydra.__exit__(*exception)
+        restore_gh_from_backup(self._outer)
 
     def _options(self, group: str, kind: ObjectType = ObjectType.CONFIG) -> list[str]:
         found = self._loader.get_group_options(group, kind, config_name=NAME, overrides=self.search)
@@ -117,6 +120,9 @@ class Composer:
                 )
             key = override.key_or_group
             check_key(key, keys, self.choices)
+            value = override.value()
+            for inner in flatten(value, f"{key}.") if isinstance(value, dict) else ():
+                check_key(inner, keys, self.choices)
             if override.type is OverrideType.DEL:
                 raise ValueError(f"~{key}: every key is read, so none can be taken out; give it another value.")
             if override.type is OverrideType.ADD:

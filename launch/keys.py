@@ -43,28 +43,24 @@ def check_key(key: str, schema: Collection[str], choices: Mapping[str, Collectio
             f"{key}: the data set {name} is not selected; select it with datasets=[{name}] "
             f"(selected: {', '.join(selected)})."
         )
-    near = nearest_key(key, [*schema, *choices])
-    hint = f"; did you mean {near}?" if near else "."
-    inside = sorted(known for known in schema if known.startswith(f"{group}.") and known.count(".") == 1)
-    if not near and inside:
-        hint = f"; there are {', '.join(inside)}."
-    raise ValueError(f"no YAML of this config has the key {key}{hint}")
+    inside = sorted(known for known in schema if known.startswith(f"{group}."))
+    near = nearest_key(key, inside or [*schema, *choices]) or nearest_key(key, schema, cutoff=1.0)
+    section = key.rpartition(".")[0]
+    beside = [known for known in inside if known.startswith(f"{section}.")] or inside
+    listed = f"; there are {', '.join(beside)}." if beside else "; `--cfg job` prints the keys that there are."
+    raise ValueError(f"no YAML of this config has the key {key}{f'; did you mean {near}?' if near else listed}")
 
 
-def nearest_key(key: str, known: Collection[str]) -> str | None:
-    """The known key that `key` was meant to be: the same last part elsewhere, or nearly the same key or last part."""
-    leaf = key.rpartition(".")[2]
-    leaves: dict[str, list[str]] = {}
-    for one in known:
-        leaves.setdefault(one.rpartition(".")[2], []).append(one)
-    same_leaf = leaves.get(leaf, [])
-    if len(same_leaf) == 1:
-        return same_leaf[0]
-    whole = difflib.get_close_matches(key, same_leaf or known, n=1, cutoff=0.75)
-    if whole or same_leaf:
-        return (whole or same_leaf)[0]
-    near = difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.75)
-    return difflib.get_close_matches(key, leaves[near[0]], n=1, cutoff=0.0)[0] if near else None
+def nearest_key(key: str, known: Collection[str], cutoff: float = 0.75) -> str | None:
+    """The known key most like `key`, as a whole or in its last part; None below the cutoff (0 to 1)."""
+
+    def likeness(one: str) -> tuple[float, float]:
+        whole = difflib.SequenceMatcher(None, key, one).ratio()
+        last = difflib.SequenceMatcher(None, key.rpartition(".")[2], one.rpartition(".")[2]).ratio()
+        return max(whole, last), whole
+
+    best = max(known, key=likeness, default=None)
+    return best if best is not None and likeness(best)[0] >= cutoff else None
 
 
 def refuse_secret(key: str) -> None:

@@ -199,13 +199,16 @@ def load_model(
 def _model_from_policy(
     base: Weights, source: Weights, shape: Mapping[str, Any] | None, options: dict[str, Any]
 ) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     from models.checkpoints import read_policy
 
     state = read_policy(source.path)["state"]
     config = _architecture(base if base.kind != "policy" else source, shape, options)
-    model, info = AutoModelForCausalLM.from_pretrained(
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(f"{type(config).__name__} is no causal language model that transformers has built in.")
+    # The class itself, not AutoModel: with a state and no folder it builds nothing twice.
+    model, info = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
         None, config=config, state_dict=state, output_loading_info=True, ignore_mismatched_sizes=True,
         dtype=options["dtype"], attn_implementation=options["attn_implementation"],
     )  # fmt: skip

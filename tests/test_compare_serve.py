@@ -73,20 +73,8 @@ def test_a_served_model_judges(tmp_path, monkeypatch):
     Path("run.json").write_text(json.dumps(rows))
     model = _model()
     with _serve(model, tmp_path / "server.log") as url:
-        arguments = [
-            "-f",
-            "run.json",
-            "-r",
-            "result.jsonl",
-            "-j",
-            model,
-            "--base-url",
-            url,
-            "--timeout",
-            "300",
-            "--max-tokens",
-            "48",
-        ]
+        arguments = ["-f", "run.json", "-r", "result.jsonl", "--timeout", "300", "--max-tokens", "48"]
+        arguments += ["-j", model, "--base-url", url]
         code = compare.main(arguments)
         log = Path("server.log").read_text()[-3000:]
         first = json.loads(Path("result.jsonl").read_text())
@@ -98,6 +86,5 @@ def test_a_served_model_judges(tmp_path, monkeypatch):
     assert compare.main(arguments) == 0  # the server is gone: the cache answers
     again = json.loads(Path("result.jsonl").read_text().splitlines()[1])
     assert again["cache_hits"] == 2
-    assert {name: first[name] for name in ("candidate", "ties", "ci95")} == {
-        name: again[name] for name in ("candidate", "ties", "ci95")
-    }
+    for name in ("candidate", "baseline", "ties", "undecided", "win_rate", "ci95"):
+        assert first[name] == again[name]

@@ -1,0 +1,188 @@
+"""A run's folder, `{cache_dir}/{exp_name}`: two runs never share one.
+
+The folder holds the run's config.yaml from its first moment and finished.json from its last. A lock on the file .lock
+says that a process is at work in it; the system frees the lock when the process ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from launch.check import show
+from launch.keys import flatten
+
+FINISHED = "finished.json"
+NOT_COMPARED = frozenset(
+    {
+        *("mode", "overwrite", "device", "cache_dir", "log_every", "minimum_log_interval_secs"),
+        *("n_samples", "samples_dir", "split", "top_p", "temperature", "max_new_tokens", "sample_reference"),
+        *("saved_policy", "export_dir", "push_to", "model.eval_batch_size"),
+    }
+)
+"""Keys that do not change what a training run computes (`wandb` and its keys neither)."""
+BEFORE_A_RUN = frozenset({"data.json"})  # what mode=inspect leaves in the folder of a run to come
+
+_locks: dict[Path, IO[str]] = {}  # open files: a lock lasts as long as its file is open
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A folder that this process may work in.
+
+    Attributes:
+        status: `new`; `finished`, by the same config, so that there is nothing to do; `unfinished`, by the same config,
+            so that the run goes on from its last checkpoint, if there is one.
+    """
+
+    status: str
+    folder: Path
+
+
+def run_folder(config: DictConfig) -> Path:
+    """`{cache_dir}/{exp_name}`; ValueError for an exp_name that is not the name of one folder."""
+    name = config.exp_name
+    if not name or "/" in name or "\\" in name or "\0" in name or name.startswith(".") or name != name.strip():
+        raise ValueError(f"exp_name={name!r} is no folder's name: no slashes, no dot or space at its start, not empty.")
+    return Path(config.cache_dir).expanduser() / name
+
+
+def claim(config: DictConfig) -> Claim:
+    """Takes the run's folder for this process, until it ends or calls `release`; writes config.yaml into a new one.
+
+    Of several processes of one run only the first calls it.
+
+    Raises:
+        ValueError: the folder is in use, holds a run of another config or what is no run, or cannot be written.
+    """
+    folder = run_folder(config)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _lock(folder)
+    except OSError as error:
+        raise ValueError(
+            f"cannot write to {folder}: {error.strerror}; choose another folder with cache_dir=DIR."
+        ) from error
+    try:
+        return Claim(_status(folder, config), folder)
+    except BaseException:
+        release(folder)
+        raise
+
+
+def finish(folder: Path) -> None:
+    """Marks the run as finished and gives the folder free."""
+    finished_at = datetime.now(UTC).isoformat(timespec="seconds")
+    _write(folder / FINISHED, json.dumps({"finished_at": finished_at}) + "\n")
+    release(folder)
+
+
+def release(folder: Path) -> None:
+    """Gives the folder free for other processes."""
+    held = _locks.pop(folder.resolve(), None)
+    if held is not None:
+        held.close()
+
+
+def _lock(folder: Path) -> None:
+    """POSIX locks, because worker processes do not inherit them: a dead run's orphans do not keep its folder."""
+    if folder.resolve() in _locks:
+        return
+    file = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 - open for as long as the lock is held
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        file.close()
+        raise ValueError(
+            f"{folder} is in use by {owner}; wait for it, or give this run a name of its own with exp_name=NAME."
+        ) from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    _locks[folder.resolve()] = file
+
+
+def _status(folder: Path, config: DictConfig) -> str:
+    saved = folder / "config.yaml"
+    inside = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
+    foreign = inside - BEFORE_A_RUN
+    if not saved.is_file() and foreign:
+        raise ValueError(
+            f"{folder} has no config.yaml but {sorted(foreign)[0]}, so it is no run's folder and nothing is written "
+            "there: choose another name with exp_name=NAME."
+        )
+    if saved.is_file() and not config.overwrite:
+        differing = differences(read_config(saved), config)
+        if differing:
+            raise ValueError(
+                f"{folder} holds a run with another config ({'; '.join(differing)}): choose another name with "
+                "exp_name=NAME, or overwrite=true removes that run first."
+            )
+        return "finished" if (folder / FINISHED).is_file() else "unfinished"
+    if saved.is_file():
+        _empty(folder)
+    _write(saved, OmegaConf.to_yaml(config))
+    return "new"
+
+
+def _empty(folder: Path) -> None:
+    """Removes a run, its config.yaml last: what is left by a crash in between is still known as a run's."""
+    entries = [entry for entry in folder.iterdir() if entry.name != ".lock"]
+    for entry in sorted(entries, key=lambda one: one.name == "config.yaml"):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def read_config(file: Path) -> DictConfig:
+    """A saved config.yaml; ValueError where it is not one."""
+    try:
+        config = OmegaConf.load(file)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: not a config: {' '.join(str(error).split())}") from error
+    if not isinstance(config, DictConfig):
+        raise ValueError(f"{file}: not a config; a saved one has keys such as model, loss and datasets.")
+    return config
+
+
+def differences(saved: DictConfig, config: DictConfig) -> list[str]:
+    """The keys in which two runs differ, as `key: saved value, now value`."""
+
+    def compared(one: DictConfig) -> dict[str, Any]:
+        flat = flatten(OmegaConf.to_container(one, resolve=True))
+        return {key: value for key, value in flat.items() if key not in NOT_COMPARED and not key.startswith("wandb.")}
+
+    before, now = compared(saved), compared(config)
+    return [
+        f"{key}: {_shown(before, key)} there, {_shown(now, key)} here"
+        for key in dict.fromkeys([*now, *before])
+        if key not in before or key not in now or before[key] != now[key]
+    ]
+
+
+def _shown(flat: dict[str, Any], key: str) -> str:
+    return show(flat[key]) if key in flat else "absent"
+
+
+def _write(file: Path, text: str) -> None:
+    """Writes a file so that it is there whole or not at all."""
+    part = file.with_name(f".{file.name}.part")
+    with open(part, "w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(part, file)
