@@ -11,6 +11,10 @@ from dataloaders.examples import Example
 from dataloaders.tokenization import Response
 
 
+Pair = tuple[str, int, int, int]
+"""Identifies a pair, alike in all processes: data set, number of the example, chosen and rejected generation."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One example of an optimizer step: a prompt (P,) and its responses by role.
@@ -19,7 +23,7 @@ class Row:
         responses: role -> Response; the roles are those of the DataLoader that made the row.
         weight: how much it counts in the loss; 1 by default.
         desirable: the thumb of an unpaired row; None for others.
-        pair: identifies the pair that an unpaired row comes from, with (dataset, example, chosen, rejected); else None.
+        pair: the pair that an unpaired row comes from, if it does.
         example: where it comes from, for messages and samples.
     """
 
@@ -28,7 +32,7 @@ class Row:
     example: Example
     weight: float = 1.0
     desirable: bool | None = None
-    pair: tuple[str, int, int, int] | None = None
+    pair: Pair | None = None
 
     def length(self, roles: Sequence[str]) -> int:
         """Tokens of the longest of its sequences (prompt and one response) among `roles`."""

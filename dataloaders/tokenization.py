@@ -34,7 +34,7 @@ CACHE_VERSION = 2  # raise it when the same input gives other tokens than before
 
 @dataclass(frozen=True)
 class Response:
-    """A response as tokens: `ids` (T,), `scored` (T,) true where a token counts in a loss, `cut` when it was too long."""
+    """A response as tokens: `ids` (T,), `scored` (T,) true where a token counts in a loss, `cut` when too long."""
 
     ids: np.ndarray
     scored: np.ndarray
@@ -49,7 +49,7 @@ class Response:
 
 @dataclass(frozen=True)
 class TokenizedExample:
-    """An Example as tokens: `prompt` (P,), one Response for each generation. `dropped` is the reason when it does not fit."""
+    """An Example as tokens: `prompt` (P,), one Response for each generation; `dropped` says why it does not fit."""
 
     prompt: np.ndarray
     responses: tuple[Response, ...]
@@ -73,7 +73,8 @@ class ExampleTokenizer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, format: ChatFormat, max_length: int, max_prompt_length: int):
         if not 0 < max_prompt_length < max_length:
             raise ValueError(
-                f"model.max_prompt_length ({max_prompt_length}) must be positive and below model.max_length ({max_length})."
+                f"model.max_prompt_length ({max_prompt_length}) must be positive and below model.max_length "
+                f"({max_length})."
             )
         self.tokenizer = tokenizer
         self.format = format
@@ -107,7 +108,9 @@ class ExampleTokenizer:
 
     def _encode_groups(self, groups: Sequence[Sequence[list[Piece]]]) -> list[list[list[int]]]:
         """`encode` for many groups at once: one call of the tokenizer for all that are harmless."""
-        hostile = [any(words and self._has_special(text) for pieces in texts for text, words in pieces) for texts in groups]
+        hostile = [
+            any(words and self._has_special(text) for pieces in texts for text, words in pieces) for texts in groups
+        ]
         plain = [
             "".join(text for text, _ in pieces)
             for texts, guarded in zip(groups, hostile, strict=True)
@@ -123,7 +126,7 @@ class ExampleTokenizer:
         return self._special is not None and self._special.search(text) is not None
 
     def _encode_guarded(self, pieces: list[Piece]) -> list[int]:
-        """The template's special tokens as themselves; what stands between two of them as text, whatever it contains."""
+        """The template's special tokens as themselves; what stands between them as text, whatever it contains."""
         ids: list[int] = []
         text = ""
         for content, words in pieces:
@@ -198,7 +201,9 @@ class ExampleTokenizer:
         given = None if isinstance(example.prompt, str) else list(example.prompt)
         prompt, rest = given if given is not None else encoded[0], iter(encoded[1:])
         texts_of = [[(given or []) + next(rest) for _ in texts] for texts in stages]
-        full = [texts[-1] if texts else prompt + list(g) for texts, g in zip(texts_of, example.generations, strict=True)]
+        full = [
+            texts[-1] if texts else prompt + list(g) for texts, g in zip(texts_of, example.generations, strict=True)
+        ]
         boundary = min([len(prompt), *(common_prefix(prompt, ids) for ids in full)])
         responses = []
         for ids, texts in zip(full, texts_of, strict=True):
@@ -316,7 +321,7 @@ def _read(path: Path) -> list[TokenizedExample] | None:
                 tuple(responses[start : start + count]),
                 bool(data["prompt_cut"][index]),
                 str(data["dropped"][index]) or None,
-            )  # fmt: skip
+            )
         )
         start += count
     return examples

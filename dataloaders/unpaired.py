@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +28,8 @@ class UnpairedPreferenceDataLoader(DataLoader):
 
     roles = ("target", "KL")
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
+        self._numbers = itertools.count()
         super().__init__(*args, **kwargs)
         desirable = sum(bool(row.desirable) for row in self.data)
         if desirable in (0, len(self.data)):
@@ -38,6 +41,7 @@ class UnpairedPreferenceDataLoader(DataLoader):
 
     def rows(self, example: Example, tokens: TokenizedExample) -> Iterator[Row]:
         """The example's labelled responses, or both sides of its pairs."""
+        number = next(self._numbers)  # the same in every process, unlike id(example)
         labels = [(i, label, None) for i, label in enumerate(example.desirable) if label is not None]
         pairs = [(i, j) for i, j in example.pairs if not self._equal(tokens, i, j)]
         if labels:
@@ -49,7 +53,7 @@ class UnpairedPreferenceDataLoader(DataLoader):
             self.skip(EQUAL_WHEN_CUT, len(example.pairs) - len(pairs), by_design=False)
             labels = [(index, index == i, (i, j)) for i, j in pairs for index in (i, j)]
         for index, label, pair in labels:
-            identity = None if pair is None else (example.dataset_name, id(example), *pair)
+            identity = None if pair is None else (example.dataset_name, number, *pair)
             target = {"target": tokens.responses[index]}
             yield Row(tokens.prompt, target, example, example.weights[index], desirable=label, pair=identity)
 

@@ -196,8 +196,9 @@ def default_exp_name(config: DictConfig, varied: Sequence[Override] = ()) -> str
     parts = [config.model.name, config.loss.name]
     for override in varied:
         if key_of(override) not in ("model", "loss") and not override.key_or_group.startswith("hydra"):
-            parts.append(f"{key_of(override)}-{override.get_value_element_as_str()}")
-    name = "_".join(re.sub(r"[^A-Za-z0-9._-]+", "-", part).strip("-") for part in parts)
+            value = re.sub(r"[][{}()'\"\s]", "", override.get_value_element_as_str())
+            parts.append(f"{key_of(override)}-{value}")
+    name = "_".join(re.sub(r"[^A-Za-z0-9._-]+", "-", part) for part in parts)
     if len(name) > LONGEST_NAME:
         name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return name

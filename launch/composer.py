@@ -58,6 +58,7 @@ class Composer:
 
     def __init__(self, config_dirs: Sequence[str | Path] = ()):
         self.search: list[str] = []
+        self._schemas: dict[tuple[str, ...], DictConfig] = {}  # the jobs of a multirun have few of them
         folders = [Path(folder).expanduser().resolve() for folder in config_dirs]
         for folder in folders:
             if not folder.is_dir():
@@ -88,7 +89,8 @@ class Composer:
         restore_gh_from_backup(self._outer)
 
     def _options(self, group: str, kind: ObjectType = ObjectType.CONFIG) -> list[str]:
-        found = self._loader.get_group_options(group, kind, config_name=NAME, overrides=self.search)
+        primary = NAME if self.search else None  # without a search path there is nothing in it to be read
+        found = self._loader.get_group_options(group, kind, config_name=primary, overrides=self.search)
         return [one for one in found if not one.startswith("base_") and one != "hydra"]
 
     def parse(self, overrides: Sequence[str]) -> list[Override]:
@@ -106,7 +108,10 @@ class Composer:
             if self.is_choice(override) and not override.key_or_group.startswith("hydra"):
                 self._check_choice(override)
         chosen = [_line(override) for override in overrides if self.is_choice(override)]
-        return self._compose(chosen, None)
+        known = self._schemas.get(tuple(chosen))
+        if known is None:
+            known = self._schemas[tuple(chosen)] = self._compose(chosen, None)
+        return known.copy()
 
     def check_keys(self, overrides: Sequence[Override], schema: DictConfig) -> None:
         """Refuses a value whose key is not in the schema, and what would take a key away."""
@@ -135,6 +140,8 @@ class Composer:
             overrides: parsed; none of them a sweep.
             number: the job's number in a multirun, for `${hydra:job.num}`; None inside of what Hydra runs.
         """
+        if all(self.is_choice(override) for override in overrides):
+            return self.schema(overrides)
         return self._compose([_line(override) for override in overrides], number)
 
     def _compose(self, lines: list[str], number: int | None) -> DictConfig:

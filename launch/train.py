@@ -78,7 +78,8 @@ def load_data(config: DictConfig, folder: Path) -> tuple[DataLoader, DataLoader 
     if distributed.rank() == 0:
         loaders = [loader for loader in (train_loader, eval_loader) if loader is not None]
         account = inspection.write_account(folder / "data.json", loaders)
-        print(inspection.account_table(account), file=sys.stderr)
+        if config.mode != "inspect":  # which prints it itself
+            print(inspection.account_table(account), file=sys.stderr)
     return train_loader, eval_loader, tokenizer
 
 

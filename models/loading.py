@@ -187,6 +187,9 @@ def load_model(
     elif source.kind == "policy":
         model = _model_from_policy(base, source, shape, options)
     else:
+        if load_from is not None and base.kind != "hub":
+            # The model is `base`; a folder of another one would otherwise be loaded in its place.
+            options |= {"config": _architecture(base, shape, options), "ignore_mismatched_sizes": True}
         try:
             model, info = AutoModelForCausalLM.from_pretrained(source.path, output_loading_info=True, **options)
         except OSError as error:

@@ -197,15 +197,15 @@ def span(low: float, high: float, form: str = "{:.1f}") -> str:
 
 
 def judge_name(judge: str) -> str:
-    """How a judge is called in a sentence."""
-    return {"shorter": "the rule “the shorter wins”", "direct_answer": "the rule “direct answer”"}.get(judge, judge)
+    """What a judge is called; the offline rules have names made of words."""
+    return {"shorter": "the shorter wins", "direct_answer": "direct answer"}.get(judge, judge)
 
 
 def _verdict_row(verdict: Verdict) -> Row:
     counted = f"{verdict.decided} prompts: {verdict.wins} won, {verdict.ties} tied, {verdict.losses} lost"
     for name, count in (("undecided", verdict.undecided), ("failed", verdict.failed)):
         counted += f"; {count} {name} left out" if count else ""
-    name = f"Win rate by {judge_name(verdict.judge)}"
+    name = f"Win rate: {judge_name(verdict.judge)}"
     if verdict.win_rate is None or verdict.interval is None:
         return Row(name, "", "no verdict", "", counted)
     return Row(name, "", f"{verdict.win_rate:.1f} %", f"{span(*verdict.interval)} %", counted)
@@ -242,12 +242,11 @@ def _divergence_row(name: str, estimate: Estimate | None, digits: int) -> list[R
 
 def printed_table(headline: Headline, title: str, report: str) -> str:
     """The headline numbers as plain text, and where the report is."""
-    head = Row("", "before", "after", "95 % interval", "counted over")
-    lines = [head, *rows(headline)]
+    lines = [Row("", "before", "after", "95 % interval", ""), *rows(headline)]
     widths = [max(len(getattr(line, column)) for line in lines) for column in ("name", "before", "after", "interval")]
     text = [title, ""]
     for line in lines:
-        cells = (line.name, line.before, line.after, line.interval)
-        left, *right = (f"{cells[0]:<{widths[0]}}", *(f"{c:>{w}}" for c, w in zip(cells[1:], widths[1:], strict=True)))
-        text.append("  ".join((left, *right, line.counted)).rstrip())
+        cells = zip((line.before, line.after, line.interval), widths[1:], strict=True)
+        text.append("  ".join([f"{line.name:<{widths[0]}}", *(f"{cell:>{width}}" for cell, width in cells)]))
+        text += [f"    of {line.counted}"] if line.counted else []
     return "\n".join([*text, "", f"Report: {report}"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 import time
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dataloaders.base import DataLoader
-from dataloaders.batches import Row
+from dataloaders.batches import Pair, Row
 from models.checkpoints import save_policy, write_folder
 from models.reference import Reference
 from trainers import distributed
@@ -105,12 +106,10 @@ class BasicTrainer:
 
     def reward_metrics(self, output: LossOutput) -> Tensors:
         """Values whose means are logged, under HALOs' names: `rewards/x` becomes `rewards_{mode}/x`."""
-        if output.chosen_rewards is None:
-            return {}
         return {"rewards/chosen": output.chosen_rewards, "rewards/rejected": output.rejected_rewards}
 
-    def pair_metrics(self, rows: Sequence[Row], output: LossOutput) -> Tensors:
-        """More of them, for which the rows are needed."""
+    def pair_metrics(self, pairs: Sequence[Sequence[Pair | None]], output: LossOutput) -> Tensors:
+        """More of them, for which one needs to know the pair that each loss's row comes from (see `loss_groups`)."""
         return {}
 
     # The loop ----------------------------------------------------------------------------------------------------
@@ -121,6 +120,8 @@ class BasicTrainer:
         sizes = self.train_loader.sizes()
         optimizer, scheduler = self._optimization(len(sizes))
         metrics = self.evaluate_and_log() if config.do_first_eval else {}
+        if metrics and config.keep_best is not None:
+            self._best_of(metrics)  # a name that no metric has is an error before the training, not after it
         progress = tqdm(total=sum(sizes), unit="ex", desc="training", disable=distributed.rank() > 0, file=sys.stderr)
         averages, evaluated, seen, tokens, start = Averages(), 0, 0, 0, time.perf_counter()
         steps = iter(self.train_loader)
@@ -208,24 +209,30 @@ class BasicTrainer:
         start = time.perf_counter()
         metrics = self.evaluate()
         if metrics and self.metrics_log is not None:
-            metrics |= {"eval_seconds": time.perf_counter() - start}
-            self.metrics_log.write(metrics | self._counters(), self.examples, "eval")
+            record = metrics | self._counters() | {"eval_seconds": time.perf_counter() - start}
+            self.metrics_log.write(record, self.examples, "eval")
         return metrics
 
     def _collect(self, result: StepResult, averages: Averages) -> None:
-        """Adds a step's values to averages. Of a loss that couples examples, each process has all of them: one adds."""
-        if self.couples_examples and distributed.rank() > 0:
-            return
-        averages.add("loss", result.output.losses, result.weights)
+        """Adds a step's values to averages: each process its own, the first one what all of them have."""
+        first = distributed.rank() == 0
+        if first or not self.couples_examples:  # of a loss that couples examples, everybody has all values
+            averages.add("loss", result.output.losses, result.weights)
         for need in self.needs:
-            values = result.tensors[need.parameter]
-            # A step role holds the values of all processes on each of them.
-            if need.model == "policy" and (need.role not in self.computer.step_roles or distributed.rank() == 0):
-                averages.add(f"logps/{need.role}", values)
-        for name, values in self.reward_metrics(result.output).items():
-            averages.add(name, values)
-        for name, values in self.pair_metrics(result.rows, result.output).items():
-            averages.add(name, values)
+            shared = self.couples_examples or need.role in self.computer.step_roles
+            if need.model == "policy" and (first or not shared):
+                averages.add(f"logps/{need.role}", result.tensors[need.parameter])
+        if result.output.chosen_rewards is not None:
+            pairs = [[result.rows[index].pair for index in group] for group in self.loss_groups(result.rows)]
+            averages.add_together(self._rewards_of_all, (pairs, result.output.to("cpu")))
+
+    def _rewards_of_all(self, parts: Sequence[tuple[list[list[Pair | None]], LossOutput]]) -> Tensors:
+        """Reward metrics of a step from what each process knows of it."""
+        groups = zip(*(pairs for pairs, _ in parts), strict=True)
+        pairs = [list(itertools.chain(*group)) for group in groups]
+        outputs = [output for _, output in parts]
+        output = outputs[0] if self.couples_examples else LossOutput.join(outputs)
+        return self.reward_metrics(output) | self.pair_metrics(pairs, output)
 
     def _log(self, averages: Averages, extra: dict[str, float], split: str) -> None:
         metrics = _named_for(split, averages.means())
@@ -259,14 +266,18 @@ class BasicTrainer:
         if last:
             self.save("LATEST", metrics)
 
-    def _is_best(self, metrics: dict[str, float]) -> bool:
+    def _best_of(self, metrics: dict[str, float]) -> float:
+        """The metric that decides which checkpoint is best, the higher the better."""
         name = self.config.keep_best.lstrip("-")
         if name not in metrics:
-            raise ValueError(f"keep_best={name} is no metric of the evaluation: choose one of {', '.join(sorted(metrics))}.")
-        value = metrics[name]
-        if "loss" in name or self.config.keep_best.startswith("-"):
-            value = -value
-        if self.best is not None and value <= self.best:
+            names = ", ".join(sorted(metrics)) or "none: there is no evaluation set"
+            raise ValueError(f"keep_best={name} is no metric of the evaluation: choose one of {names}.")
+        lower_is_better = "loss" in name or self.config.keep_best.startswith("-")
+        return -metrics[name] if lower_is_better else metrics[name]
+
+    def _is_best(self, metrics: dict[str, float]) -> bool:
+        value = self._best_of(metrics)
+        if math.isnan(value) or (self.best is not None and value <= self.best):
             return False
         self.best = value
         return True

@@ -9,7 +9,7 @@ import resource
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ class Averages:
     def __init__(self) -> None:
         self.sums: dict[str, float] = defaultdict(float)
         self.counts: dict[str, float] = defaultdict(float)
+        self._together: list[tuple[Callable[[Sequence[Any]], Mapping[str, torch.Tensor]], Any]] = []
 
     def add(self, name: str, values: torch.Tensor, weights: torch.Tensor | None = None) -> None:
         """Adds per-example values (N,); `weights` (N,) multiply the sum but not the count, as in a loss."""
@@ -33,16 +34,26 @@ class Averages:
         self.sums[name] += float((values if weights is None else values * weights.double().cpu()).sum())
         self.counts[name] += values.numel()
 
+    def add_together(self, values: Callable[[Sequence[Any]], Mapping[str, torch.Tensor]], part: Any) -> None:
+        """Adds what only all processes together know: `values` gets everybody's `part` and returns name -> (N,).
+
+        It is called when the means are asked for, so that nothing more is exchanged than for the sums.
+        """
+        self._together.append((values, part))
+
     def means(self) -> dict[str, float]:
         """The mean of each name over all processes; a name without a value is left out."""
-        parts = distributed.gather_objects((dict(self.sums), dict(self.counts)))
-        names = sorted({name for sums, _ in parts for name in sums})
-        result = {}
-        for name in names:
-            count = sum(counts.get(name, 0.0) for _, counts in parts)
-            if count:
-                result[name] = sum(sums.get(name, 0.0) for sums, _ in parts) / count
-        return result
+        own = (dict(self.sums), dict(self.counts), [part for _, part in self._together])
+        everybody = distributed.gather_objects(own)
+        total = Averages()
+        for sums, counts, _ in everybody:
+            for name, value in sums.items():
+                total.sums[name] += value
+                total.counts[name] += counts[name]
+        for place, (values, _) in enumerate(self._together):
+            for name, tensor in values([parts[place] for _, _, parts in everybody]).items():
+                total.add(name, tensor)
+        return {name: total.sums[name] / count for name, count in sorted(total.counts.items()) if count}
 
 
 class Clock:

@@ -46,6 +46,19 @@ class LossOutput:
         losses, chosen_rewards, rejected_rewards, *extra = returned
         return cls(losses, chosen_rewards, rejected_rewards, tuple(extra))
 
+    @classmethod
+    def join(cls, outputs: Sequence[LossOutput]) -> LossOutput:
+        """The output of a step from those of its processes, whose `extra` is the same; losses are joined as they come."""
+        names = ("losses", "chosen_rewards", "rejected_rewards")
+        joined = {name: torch.cat([getattr(output, name) for output in outputs]) for name in names}
+        return cls(**joined, extra=outputs[0].extra)
+
+    def to(self, device: torch.device | str) -> LossOutput:
+        """The same values, detached, on another device."""
+        names = ("losses", "chosen_rewards", "rejected_rewards")
+        moved = {n: None if getattr(self, n) is None else getattr(self, n).detach().to(device) for n in names}
+        return LossOutput(**moved, extra=tuple(value.detach().to(device) for value in self.extra))
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -259,15 +272,16 @@ class StepComputer:
         """Backward of one micro-batch, given the slope of the step's loss in each log-probability."""
         with self.clock.part("forward"):
             own = self._forward([rows[index] for index in group])
-        surrogate = 0.0
+        surrogate = torch.zeros((), device=self.policy.device)
         for need in needs:
             role, indices = self.trainer.select(need.role, rows)
             slope_of = dict(zip(indices, slopes[need.parameter], strict=True))
             for place, index in enumerate(group):
                 if index in slope_of:
                     surrogate = surrogate + own["policy", role][place].sum() * slope_of[index]
-        with self.clock.part("backward"):
-            surrogate.backward()
+        if surrogate.requires_grad:  # not where the loss names none of these rows
+            with self.clock.part("backward"):
+                surrogate.backward()
 
     @property
     def step_roles(self) -> set[str]:
@@ -289,16 +303,27 @@ class StepComputer:
         return joined, all_weights, len(all_weights)
 
     def _refuse_undeclared_coupling(self, result: StepResult, logps: Logps) -> None:
-        """The loss of a part of the step must be that part of the loss of the step."""
+        """The loss of a part of the step must be that part of the loss of the step.
+
+        It is looked at beside the step, not in it: where policy and reference are the same, as at the beginning, a
+        coupling may be there in the gradient alone.
+        """
         rows = result.rows
         if self.trainer.couples_examples or len(rows) < 2 or any(n.kind == "token_logps" for n in self.trainer.needs):
             return
         half = range(0, len(rows), 2)
         some = [rows[index] for index in half]
-        part = {k: [v[i] for i in half] if k[1] in self.trained_roles else v for k, v in logps.items()}
+        beside = {
+            key: [value + (1 + index % 5) / (4 * max(1, len(value))) for index, value in enumerate(values)]
+            if key[0] == "policy" and key[1] in self.trained_roles
+            else values
+            for key, values in logps.items()
+        }
+        part = {k: [v[i] for i in half] if k[1] in self.trained_roles else v for k, v in beside.items()}
         losses = LossOutput.of(self.trainer.loss(**self._named(some, part))).losses
         order = [index for group in self.trainer.loss_groups(rows) for index in group]
-        expected = dict(zip(order, result.output.losses, strict=True))
+        whole = LossOutput.of(self.trainer.loss(**self._named(rows, beside))).losses
+        expected = dict(zip(order, whole, strict=True))
         order = [half[index] for group in self.trainer.loss_groups(some) for index in group]
         wanted = torch.stack([expected[index] for index in order])
         if losses.shape != wanted.shape or not torch.allclose(losses, wanted, rtol=1e-4, atol=1e-5):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from dataloaders.batches import Row
+from dataloaders.batches import Pair, Row
 from trainers.basic import BasicTrainer
 from trainers.losses.kto import kto
 from trainers.step import LossOutput
@@ -46,15 +46,15 @@ class UnpairedPreferenceTrainer(BasicTrainer):
             metrics["rewards/KL_estimate"] = output.extra[0].reshape(1)
         return metrics
 
-    def pair_metrics(self, rows: Sequence[Row], output: LossOutput) -> dict[str, torch.Tensor]:
+    def pair_metrics(self, pairs: Sequence[Sequence[Pair | None]], output: LossOutput) -> dict[str, torch.Tensor]:
         """True pair accuracy, where both sides of a pair are among the rows."""
-        desirable, undesirable = self.loss_groups(rows)
-        chosen = {rows[index].pair: place for place, index in enumerate(desirable) if rows[index].pair}
-        both = [(chosen[rows[i].pair], place) for place, i in enumerate(undesirable) if rows[i].pair in chosen]
+        desirable, undesirable = pairs
+        chosen = {pair: place for place, pair in enumerate(desirable) if pair is not None}
+        both = [(chosen[pair], place) for place, pair in enumerate(undesirable) if pair in chosen]
         if not both:
             return {}
         first, second = (torch.tensor(places) for places in zip(*both, strict=True))
-        margins = output.chosen_rewards.cpu()[first] - output.rejected_rewards.cpu()[second]
+        margins = output.chosen_rewards[first] - output.rejected_rewards[second]
         return {"rewards/accuracies": (margins > 0).float(), "rewards/pair_margins": margins}
 
 

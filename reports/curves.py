@@ -1,0 +1,158 @@
+"""Training curves as PNG images in base64, each once for light and once for dark pages."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+
+from reports.inputs import Run
+
+
+@dataclass(frozen=True)
+class Palette:
+    """Colours of a theme; the two of a panel's series can be told apart by people with any colour vision."""
+
+    background: str
+    text: str
+    grid: str
+    series: tuple[str, ...]
+
+
+LIGHT = Palette("#ffffff", "#3c4450", "#e3e6ea", ("#0b6e8a", "#c4501b"))
+DARK = Palette("#1b2027", "#b8c0cc", "#323a45", ("#5cc4e0", "#f0935c"))
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart.
+
+    Attributes:
+        title: what is shown, with its unit.
+        series: (name in the legend, key); `{split}` in a key stands for train and for eval.
+        about: what to see in it.
+        level: a dashed line, such as the value of a guess.
+        percent: the values are shares.
+    """
+
+    title: str
+    series: tuple[tuple[str, str], ...]
+    about: str
+    level: float | None = None
+    percent: bool = False
+
+
+PANELS = (
+    Panel("Loss", (("loss", "loss/{split}"),), "What training minimizes."),
+    Panel(
+        "Rewards",
+        (("chosen", "rewards_{split}/chosen"), ("rejected", "rewards_{split}/rejected")),
+        "Implicit reward of good and of bad responses, β times the log-ratio to the model before; 0 at the start.",
+        level=0.0,
+    ),
+    Panel(
+        "Reward margin",
+        (("margin", "rewards_{split}/margins"),),
+        "Reward of chosen minus rejected responses.",
+        level=0.0,
+    ),
+    Panel(
+        "Pair accuracy",
+        (("accuracy", "rewards_{split}/accuracies"),),
+        "Share of pairs in which the chosen response has the higher reward; the dashed line is a coin.",
+        level=0.5,
+        percent=True,
+    ),
+    Panel(
+        "KL estimate, nats",
+        (("KL", "rewards_{split}/KL_estimate"),),
+        "Mean log-ratio of responses to other prompts, at least 0: what the loss measures rewards from.",
+    ),
+    Panel("Gradient norm", (("norm", "grad_norm"),), "Before clipping."),
+)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A drawn panel: PNG images in base64, and words for those who do not see them."""
+
+    panel: Panel
+    light: str
+    dark: str
+    alt: str
+
+
+Points = list[tuple[float, float]]  # (training examples seen, value)
+
+
+def draw_curves(run: Run) -> list[Curve]:
+    """The panels for which the run has values."""
+    curves = []
+    for panel in PANELS:
+        lines = {name: points(run, "train", key) for name, key in panel.series}
+        dots = {name: points(run, "eval", key) for name, key in panel.series}
+        if any([*lines.values(), *dots.values()]):
+            images = (_draw(panel, lines, dots, palette) for palette in (LIGHT, DARK))
+            curves.append(Curve(panel, *images, alt=_alt_text(panel, lines, dots)))
+    return curves
+
+
+def points(run: Run, split: str, key: str) -> Points:
+    """The values of a metric over the examples seen.
+
+    Pair accuracies of a policy that is still the reference are left out: all rewards are 0, so that no pair has an order.
+    """
+    key = key.format(split=split)
+    found = []
+    for record in run.records(split):
+        untrained = key.endswith("/accuracies") and record.get(f"rewards_{split}/margins") == 0
+        if key in record and not untrained:
+            found.append((record.get("counters/examples", 0), record[key]))
+    return found
+
+
+def _draw(panel: Panel, lines: dict[str, Points], dots: dict[str, Points], palette: Palette) -> str:
+    from matplotlib import ticker
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.4, 2.6), dpi=190, facecolor=palette.background, layout="constrained")
+    axes = figure.add_subplot(facecolor=palette.background)
+    if panel.level is not None:
+        axes.axhline(panel.level, color=palette.text, linewidth=0.8, linestyle=(0, (4, 4)), alpha=0.6)
+    for (name, line), colour in zip(lines.items(), palette.series, strict=False):
+        marker = "o" if len(line) == 1 else None
+        if line:
+            axes.plot(*zip(*line, strict=True), color=colour, linewidth=1.8, marker=marker, label=f"{name}, training")
+        if dots[name]:
+            edge = {"markeredgecolor": palette.background, "markeredgewidth": 1.2, "zorder": 5, "clip_on": False}
+            style = {"linestyle": (0, (1, 2)), "linewidth": 1.2, "marker": "o", "markersize": 7, **edge}
+            axes.plot(*zip(*dots[name], strict=True), color=colour, label=f"{name}, held out", **style)
+    axes.set_xlabel("training examples seen", color=palette.text, fontsize=8.5)
+    axes.tick_params(colors=palette.text, labelsize=8.5, length=0)
+    axes.grid(color=palette.grid, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[:].set_visible(False)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
+    if panel.percent:
+        axes.set_ylim(0, 1.0)
+        axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
+    if len(axes.get_lines()) > 1:
+        axes.legend(frameon=False, fontsize=8, labelcolor=palette.text, loc="best", handlelength=1.6)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", facecolor=palette.background, pil_kwargs={"optimize": True})
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _alt_text(panel: Panel, lines: dict[str, Points], dots: dict[str, Points]) -> str:
+    parts = []
+    for name in lines:
+        for values, where in ((lines[name], "in training"), (dots[name], "on held-out data")):
+            if values:
+                first, last = _value(panel, values[0][1]), _value(panel, values[-1][1])
+                parts.append(f"{name} {where}: " + (f"from {first} to {last}" if len(values) > 1 else last))
+    return f"{panel.title} over training examples. " + "; ".join(parts) + "."
+
+
+def _value(panel: Panel, value: float) -> str:
+    return f"{value:.0%}" if panel.percent else f"{value:.3g}"
