@@ -47,7 +47,13 @@ class InFileOrder(UnpairedPreferenceDataLoader):
         """Rotates the responses of a step by one."""
         rows = [self.data[index] for index in order[start:stop]]
         return [
-            Row(row.prompt, {**row.responses, "KL": rows[place - 1].responses["target"]}, row.example, 1.0, row.desirable)
+            Row(
+                row.prompt,
+                {**row.responses, "KL": rows[place - 1].responses["target"]},
+                row.example,
+                1.0,
+                row.desirable,
+            )
             for place, row in enumerate(rows)
         ]
 

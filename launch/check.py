@@ -138,9 +138,6 @@ def check_values(config: DictConfig, schema: DictConfig, script: str) -> DictCon
             inside = next(one for one in expected if one.startswith(f"{key}."))
             raise ValueError(f"{key}={show(value)}: {key} is a section; set one of its keys, such as {inside}.")
         _put(plain, key, _typed(key, value, expected[key]))
-    absent = [key for key in expected if key not in flat and not any(key.startswith(f"{one}.") for one in flat)]
-    if absent:
-        raise ValueError(f"{absent[0]} was taken out of the config; every key is read, so change its value instead.")
     _check_ranges(flatten(plain), script)
     return OmegaConf.create(plain)
 

@@ -27,7 +27,9 @@ def read_policy(path: str | Path) -> dict[str, Any]:
         # Memory-mapped: a checkpoint larger than what is free is read as it is used.
         contents = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} is refused: loading it would execute code, or it is not a checkpoint ({_first(error)}).") from error
+        raise ValueError(
+            f"{path} is refused: loading it would execute code, or it is not a checkpoint ({_first(error)})."
+        ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({_first(error)}). Is it a policy.pt, and complete?") from error
     if not isinstance(contents, dict) or not isinstance(contents.get("state"), dict):

@@ -51,7 +51,11 @@ def locate(name_or_path: str, cache_dir: str | Path = ".cache") -> Weights:
         candidates = [Path(name_or_path).expanduser(), Path(cache_dir) / name_or_path]
         path = next((candidate for candidate in candidates if candidate.exists()), None)
     if path is None:
-        if name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1 or Path(name_or_path).suffix in (".pt", ".gguf"):
+        if (
+            name_or_path.startswith((".", "/", "~"))
+            or name_or_path.count("/") > 1
+            or Path(name_or_path).suffix in (".pt", ".gguf")
+        ):
             raise ValueError(
                 f"no model at {name_or_path} (looked there and in {cache_dir}). Give a folder that save_pretrained wrote, "
                 "a .gguf file, a policy.pt of a run, or a hub id."

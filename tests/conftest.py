@@ -1,8 +1,12 @@
-"""For all tests: two threads, no hub, and a skip without a reason is a failure."""
+"""For all tests: no hub, the same examples of properties every time, and a skip without a reason is a failure."""
 
 import os
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=25, database=None)
+settings.load_profile("fixed")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

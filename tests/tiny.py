@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace as dataclass_replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from dataloaders.tokenization import ExampleTokenizer, Response
 from models.byte_tokenizer import byte_tokenizer
 from models.reference import Reference
 from trainers.basic import BasicTrainer
+
+torch.set_num_threads(1)  # on matrices this small more threads only wait for each other
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "config"
@@ -62,7 +65,7 @@ def tiny_model(family: str = "llama", seed: int = 0, dtype: torch.dtype = torch.
     attention = "eager" if family == "gemma2" else "sdpa"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype).eval()
+        return AutoModelForCausalLM.from_config(config, attn_implementation=attention).to(dtype).eval()
 
 
 def config(loss: str = "dpo", **changes: Any) -> DictConfig:

@@ -79,7 +79,9 @@ class BasicTrainer:
                 "set it to true."
             )
         if self.couples_examples and any(need.kind == "token_logps" for need in self.needs):
-            raise ValueError(f"{type(self).__name__} couples examples, so its loss takes ..._logps, not ..._token_logps.")
+            raise ValueError(
+                f"{type(self).__name__} couples examples, so its loss takes ..._logps, not ..._token_logps."
+            )
         self.computer = StepComputer(
             self,
             policy,
@@ -301,5 +303,3 @@ def _named_for(split: str, metrics: dict[str, float]) -> dict[str, float]:
         group, _, rest = name.partition("/")
         named[f"{group}_{split}/{rest}" if rest else f"{group}/{split}"] = value
     return named
-
-

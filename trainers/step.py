@@ -121,7 +121,9 @@ class StepComputer:
         """
         logps = self._without_gradients(rows)
         groups = microbatches(rows, self.trained_roles, self.budget) if rows else []
-        result = self._coupled(rows, logps, groups) if self.trainer.couples_examples else self._apart(rows, logps, groups)
+        result = (
+            self._coupled(rows, logps, groups) if self.trainer.couples_examples else self._apart(rows, logps, groups)
+        )
         with self.clock.part("backward"):
             distributed.sum_gradients(self.parameters)
         return result
@@ -265,7 +267,9 @@ class StepComputer:
         by_name = {need.parameter: slope for need, slope in zip(slopes_of, slopes, strict=True)}
         for group in groups:
             self._backward_with(by_name, rows, group, slopes_of)
-        detached = LossOutput.of(tuple(t.detach() for t in (output.losses, output.chosen_rewards, output.rejected_rewards)))
+        detached = LossOutput.of(
+            tuple(t.detach() for t in (output.losses, output.chosen_rewards, output.rejected_rewards))
+        )
         return StepResult(rows, {name: tensor.detach() for name, tensor in tensors.items()}, detached, weights)
 
     def _backward_with(self, slopes: Tensors, rows: Sequence[Row], group: list[int], needs: list) -> None:
@@ -286,7 +290,9 @@ class StepComputer:
     @property
     def step_roles(self) -> set[str]:
         """Names in the loss whose role is not trained on; such a tensor holds the whole step's values."""
-        return {need.role for need in self.trainer.needs if self.trainer.select(need.role, [])[0] not in self.trained_roles}
+        return {
+            need.role for need in self.trainer.needs if self.trainer.select(need.role, [])[0] not in self.trained_roles
+        }
 
     def _of_all_processes(
         self, rows: Sequence[Row], tensors: Tensors, weights: torch.Tensor
@@ -341,7 +347,9 @@ class StepComputer:
             bad = [rows[index] for index, loss in zip(order, losses, strict=True) if not bool(torch.isfinite(loss))]
         else:
             bad = list(rows)
-        raise NonFiniteError("; ".join(describe(row) for row in bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else ""))
+        raise NonFiniteError(
+            "; ".join(describe(row) for row in bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+        )
 
 
 def describe(row: Row) -> str:

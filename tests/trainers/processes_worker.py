@@ -1,0 +1,114 @@
+"""The gloo processes of `test_processes.py`: each computes every case on its share of the rows and saves all.
+
+    python tests/trainers/processes_worker.py FOLDER COUNT...
+
+What takes long is importing torch, so one process imports it and forks the others before it has computed anything.
+"""
+
+import multiprocessing
+import os
+import socket
+import sys
+from pathlib import Path
+
+import torch
+
+from tests import tiny
+from tests.trainers.couplings import SimpleKTOTrainer, SortedTrainer
+from trainers import distributed
+from trainers.metrics import Averages
+from trainers.paired import DPOTrainer
+from trainers.sft import SFTTrainer
+from trainers.unpaired import KTOTrainer
+
+CASES = {
+    "sft": (SFTTrainer, "sft"),
+    "dpo": (DPOTrainer, "dpo"),
+    "kto": (KTOTrainer, "kto"),
+    "simple_kto": (SimpleKTOTrainer, "kto"),
+    "sorted": (SortedTrainer, "dpo"),
+}
+ROWS = {"odd": 7, "few": 2}
+"""Rows of a step: an odd number, and so few that the last of three processes has none."""
+
+
+def rows_of(loss: str, count: int) -> list:
+    """The first rows of an epoch, of unequal weights."""
+    from tests.trainers.test_step import LOADERS
+
+    made = tiny.loader(LOADERS[loss], 6, batch_size=100)
+    rows = next(made.epoch(0))[:count]
+    if loss == "dpo":
+        return rows  # the sorted loss matches weights with ranks, not with rows
+    return [tiny.dataclass_replace(row, weight=0.5 + number % 3) for number, row in enumerate(rows)]
+
+
+def compute(name: str, count: int) -> dict:
+    """Gradient and training metrics of a step, and the evaluation's metrics, on all processes together."""
+    kind, loss = CASES[name]
+    rows = rows_of(loss, count)
+    trainer = tiny.trainer(
+        kind, loss, reference_seed=1, dtype=torch.float64, eval_rows=rows, model__tokens_per_microbatch=60
+    )
+    averages = Averages()
+    trainer._collect(trainer.computer.gradients(rows[distributed.rank() :: distributed.processes()]), averages)
+    return {"gradient": tiny.gradients(trainer.policy), "train": averages.means(), "eval": trainer.evaluate()}
+
+
+def train(folder: Path) -> dict:
+    """A short training: the weights afterwards and what the log says of it."""
+    from dataloaders.unpaired import UnpairedPreferenceDataLoader
+    from trainers.metrics import MetricsLog
+
+    made = tiny.loader(UnpairedPreferenceDataLoader, 6, batch_size=5)
+    log = MetricsLog(folder) if distributed.rank() == 0 else None
+    trainer = tiny.trainer(
+        KTOTrainer, "kto", train_loader=made, eval_rows=made.fixed_rows(5), folder=folder, metrics_log=log, lr=1e-2,
+        eval_every=5, intermediate_checkpoints=True,
+    )  # fmt: skip
+    metrics = trainer.train()
+    metrics.pop("eval_seconds", None)
+    weights = torch.cat([parameter.detach().reshape(-1) for parameter in trainer.policy.parameters()])
+    return {"weights": weights, "eval": metrics, "examples": trainer.examples}
+
+
+def everything(folder: Path) -> dict:
+    """All cases by name."""
+    results = {f"{name} {rows}": compute(name, count) for name in CASES for rows, count in ROWS.items()}
+    return results | {"training": train(folder)}
+
+
+def work(folder: Path, rank: int, count: int, port: int) -> None:
+    """What one of `count` processes does."""
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "RANK": str(rank),
+    }  # fmt: skip
+    distributed.start(torch.device("cpu"))
+    torch.save(everything(folder), folder / f"rank{rank}.pt")
+    distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def main(folder: Path, counts: list[int]) -> int:
+    """Lets each number of processes work in a folder of its own; returns the exit code."""
+    for count in counts:
+        with socket.socket() as server:
+            server.bind(("127.0.0.1", 0))
+            port = server.getsockname()[1]
+        place = folder / str(count)
+        place.mkdir()
+        fork = multiprocessing.get_context("fork")
+        workers = [fork.Process(target=work, args=(place, rank, count, port)) for rank in range(count)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(120)
+        if any(worker.exitcode != 0 for worker in workers):
+            for worker in workers:
+                worker.kill()
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), list(map(int, sys.argv[2:]))))

@@ -1,0 +1,294 @@
+"""One optimizer step: however it is cut into micro-batches, ordered or padded, its gradient and metrics are the same."""
+
+import numpy as np
+import pytest
+import torch
+
+from dataloaders.batches import microbatches
+from dataloaders.paired import PairedPreferenceDataLoader
+from dataloaders.sft import SFTDataLoader
+from dataloaders.unpaired import UnpairedPreferenceDataLoader
+from models.logprobs import ScoredSequence, token_logps
+from tests import tiny
+from tests.trainers.couplings import SimpleKTOTrainer, SortedTrainer, UndeclaredSimpleKTOTrainer
+from trainers.losses.kto import kto
+from trainers.losses.paired import dpo
+from trainers.metrics import Averages
+from trainers.paired import DPOTrainer, PairedPreferenceTrainer
+from trainers.sft import SFTTrainer
+from trainers.unpaired import KTOTrainer
+
+LOADERS = {"sft": SFTDataLoader, "dpo": PairedPreferenceDataLoader, "kto": UnpairedPreferenceDataLoader}
+CASES = {
+    "sft": (SFTTrainer, "sft"),
+    "dpo": (DPOTrainer, "dpo"),
+    "kto": (KTOTrainer, "kto"),
+    "simple_kto": (SimpleKTOTrainer, "kto"),
+    "sorted": (SortedTrainer, "dpo"),
+}
+WHOLE, ROW_BY_ROW = 10**6, 1
+
+
+def rows_of(loss: str, count: int = 5, weights: bool = False):
+    """The rows of one step, with prompts and responses of many lengths, and unequal weights when asked."""
+    made = tiny.loader(LOADERS[loss], count, batch_size=100)
+    rows = next(made.epoch(0))
+    if weights:
+        rows = [tiny.dataclass_replace(row, weight=0.25 * (1 + number % 4)) for number, row in enumerate(rows)]
+    return rows
+
+
+def step(name: str, rows, budget: int = WHOLE, *, dtype=torch.float64, reference_seed: int | None = 1, **options):
+    """(gradient, metrics) of one step."""
+    kind, loss = CASES[name]
+    seed = None if name in ("sft", "sorted") else reference_seed
+    trainer = tiny.trainer(
+        kind, loss, reference_seed=seed, dtype=dtype, model__tokens_per_microbatch=budget, **options
+    )
+    averages = Averages()
+    trainer._collect(trainer.computer.gradients(rows), averages)
+    return tiny.gradients(trainer.policy), averages.means()
+
+
+def named(sequences_of: str, rows, seed: int):
+    """Sums of log-probabilities of a role, each sequence by itself, in float64, with gradients."""
+    model = tiny.tiny_model(seed=seed, dtype=torch.float64)
+    return model, torch.stack([plain_logps(model, row, sequences_of).sum() for row in rows])
+
+
+def plain_logps(model, row, role):
+    """Log-probabilities of a response, token by token from the full logits of one unpadded sequence."""
+    ids = torch.tensor(np.concatenate([row.prompt, row.responses[role].ids]), dtype=torch.long)
+    logps = torch.log_softmax(model(ids[None]).logits[0].double(), dim=-1)
+    places = range(len(row.prompt), len(ids))
+    return torch.stack([logps[place - 1, ids[place]] for place in places])
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("weights", [False, True])
+def test_micro_batches_change_nothing(name: str, weights: bool):
+    """Prevents means of means: the step in one pass, in passes of a few rows and row by row gives one gradient."""
+    rows = rows_of(CASES[name][1], weights=weights)
+    whole, metrics = step(name, rows)
+    assert whole.norm() > 1e-3
+    for budget in (ROW_BY_ROW, 200):
+        gradient, other = step(name, rows, budget)
+        assert tiny.relative(whole, gradient) < 1e-6
+        assert other == pytest.approx(metrics, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_order_of_rows_changes_nothing(name: str):
+    """Prevents a loss, weight or log-probability that is matched with another row than its own."""
+    rows = rows_of(CASES[name][1], weights=name != "sorted")  # a sort matches weights with ranks, not with rows
+    whole, metrics = step(name, rows)
+    for order in (rows[::-1], [rows[index] for index in np.random.default_rng(0).permutation(len(rows))]):
+        gradient, other = step(name, order, 200)
+        assert tiny.relative(whole, gradient) < 1e-6
+        assert other == pytest.approx(metrics, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_single_precision_is_close(name: str):
+    """Prevents a hidden low-precision step: float32 agrees with float64 to single precision."""
+    rows = rows_of(CASES[name][1])
+    assert tiny.relative(step(name, rows)[0], step(name, rows, ROW_BY_ROW, dtype=torch.float32)[0]) < 1e-4
+
+
+def test_sft_is_the_mean_over_tokens():
+    """Prevents a mean of row means: against log_softmax of every sequence by itself."""
+    rows = rows_of("sft")
+    model = tiny.tiny_model(dtype=torch.float64)
+    loss = -torch.cat([plain_logps(model, row, "target") for row in rows]).mean()
+    loss.backward()
+    gradient, metrics = step("sft", rows, 200)
+    assert tiny.relative(tiny.gradients(model), gradient) < 1e-6
+    assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-6)
+
+
+def test_dpo_is_the_formula_on_plain_forwards():
+    """Prevents chosen and rejected, or policy and reference, from being mixed up on the way to the loss."""
+    rows = rows_of("dpo", weights=True)
+    model, chosen = named("chosen", rows, seed=0)
+    rejected = torch.stack([plain_logps(model, row, "rejected").sum() for row in rows])
+    reference_chosen, reference_rejected = (named(role, rows, seed=1)[1] for role in ("chosen", "rejected"))
+    losses, rewards, others = dpo(chosen, rejected, reference_chosen, reference_rejected, beta=0.1)
+    loss = (losses * torch.tensor([row.weight for row in rows])).sum() / len(rows)
+    loss.backward()
+    gradient, metrics = step("dpo", rows, 200)
+    assert tiny.relative(tiny.gradients(model), gradient) < 1e-6
+    assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-6)
+    assert metrics["rewards/chosen"] == pytest.approx(rewards.mean().item(), rel=1e-5)
+    assert metrics["rewards/margins"] == pytest.approx((rewards - others).mean().item(), rel=1e-5)
+    assert metrics["rewards/accuracies"] == pytest.approx((rewards > others).double().mean().item())
+    assert metrics["logps/rejected"] == pytest.approx(rejected.mean().item(), rel=1e-6)
+
+
+def test_kto_is_the_formula_on_plain_forwards():
+    """Prevents a KL of a micro-batch: it is the mean over all rows of the step, and no gradient flows through it."""
+    rows = rows_of("kto", weights=True)
+    model, target = named("target", rows, seed=0)
+    _, reference = named("target", rows, seed=1)
+    mismatched, mismatched_reference = (named("KL", rows, seed=seed)[1] for seed in (0, 1))
+    labels = torch.tensor([row.desirable for row in rows])
+    losses, chosen, rejected, kl = kto(
+        target[labels], target[~labels], mismatched, reference[labels], reference[~labels], mismatched_reference,
+        beta=0.1,
+    )  # fmt: skip
+    weights = torch.tensor([row.weight for row in rows])
+    loss = (losses * torch.cat([weights[labels], weights[~labels]])).sum() / len(rows)
+    loss.backward()
+    for budget in (ROW_BY_ROW, WHOLE):
+        gradient, metrics = step("kto", rows, budget)
+        assert tiny.relative(tiny.gradients(model), gradient) < 1e-6
+        assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-6)
+        assert metrics["rewards/KL_estimate"] == pytest.approx(kl.item(), rel=1e-5, abs=1e-7)
+        assert metrics["rewards/margins"] == pytest.approx((chosen.mean() - rejected.mean()).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("seeds", [(0, 1), (1, 0)])
+def test_the_estimate_is_clamped_in_a_step(seeds: tuple[int, int]):
+    """Prevents a negative KL: with policy and reference exchanged the estimate changes sign, and one of the two is 0."""
+    rows = rows_of("kto")
+    policy = tiny.tiny_model(seed=seeds[0], dtype=torch.float64)
+    _, metrics = step("kto", rows, reference_seed=seeds[1], policy=policy)
+    estimate = (named("KL", rows, seeds[0])[1] - named("KL", rows, seeds[1])[1]).mean().item()
+    assert metrics["rewards/KL_estimate"] == pytest.approx(max(0.0, estimate), rel=1e-5, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo", "kto", "simple_kto"])
+def test_weight_two_is_the_row_twice(name: str):
+    """Prevents weights that are normalized away or applied twice.
+
+    A weight of 2 gives the summed gradient of the row twice, and so the same gradient up to the count it is divided by.
+    SimpleKTO's batch means do not know of weights, so there every row is heavy, or twice; KTO's estimate is a mean over
+    rows, so there policy and reference are the same and it is 0.
+    """
+    rows = rows_of(CASES[name][1], 3)
+    heavy = [tiny.dataclass_replace(rows[0], weight=2.0), *rows[1:]]
+    twice = [rows[0], *rows]
+    if name == "simple_kto":
+        heavy, twice = [tiny.dataclass_replace(row, weight=2.0) for row in rows], [*rows, *rows]
+    def tokens(some):
+        return sum(len(row.responses["target"].ids) for row in some)
+
+    counts = (tokens(heavy), tokens(twice)) if name == "sft" else (len(heavy), len(twice))
+    options = {"reference_seed": 0} if name == "kto" else {}
+    first, second = (step(name, some, 200, **options)[0] * n for some, n in zip((heavy, twice), counts, strict=True))
+    assert tiny.relative(first, second) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo", "kto"])
+def test_weight_zero_has_no_gradient(name: str):
+    """Prevents a row of weight 0 from being trained on: it changes the count and, in KTO, the estimate, no more."""
+    rows = rows_of(CASES[name][1], 3)
+    silent = [tiny.dataclass_replace(row, weight=0.0) for row in rows]
+    gradient, metrics = step(name, silent)
+    assert gradient.norm() == 0
+    assert metrics["loss"] == 0
+    one, _ = step(name, [rows[0], *silent[1:]])
+    assert one.norm() > 0
+
+
+@pytest.mark.parametrize("reference_seed", [0, 1])
+def test_an_undeclared_coupling_is_refused(reference_seed: int):
+    """Prevents a gradient that depends on micro-batches, at the very first step, where policy and reference are equal."""
+    trainer = tiny.trainer(UndeclaredSimpleKTOTrainer, "kto", reference_seed=reference_seed)
+    with pytest.raises(ValueError, match=r"couples_examples = True"):
+        trainer.computer.gradients(rows_of("kto"))
+
+
+def test_a_loss_that_reduces_is_refused():
+    """Prevents a mean inside a loss, which the loop would divide once more."""
+
+    class Reducing(PairedPreferenceTrainer):
+        def loss(self, policy_chosen_logps, policy_rejected_logps):
+            return (policy_rejected_logps - policy_chosen_logps).mean()
+
+    with pytest.raises(ValueError, match="Losses never reduce"):
+        tiny.trainer(Reducing, "dpo").computer.gradients(rows_of("dpo"))
+
+
+def test_a_coupled_loss_of_tokens_is_refused():
+    """Prevents two passes over values of which the second pass knows only the sums."""
+
+    class Coupled(SFTTrainer):
+        couples_examples = True
+
+    with pytest.raises(ValueError, match="couples examples"):
+        tiny.trainer(Coupled, "sft")
+
+
+def test_an_unknown_parameter_is_named():
+    """Prevents a misspelled parameter of a loss from being an error deep in the loop."""
+
+    class Misspelled(PairedPreferenceTrainer):
+        def loss(self, policy_choosen_logp):
+            return policy_choosen_logp
+
+    with pytest.raises(ValueError, match="policy_choosen_logp"):
+        tiny.trainer(Misspelled, "dpo")
+
+
+def test_a_reference_is_needed_only_where_it_is_named():
+    """Prevents a loss that silently runs without its reference."""
+    with pytest.raises(ValueError, match="use_reference_model"):
+        tiny.trainer(DPOTrainer, "dpo", reference_seed=None)
+
+
+def test_the_reference_is_computed_once():
+    """Prevents a reference forward in every epoch: the second time every value is looked up."""
+    rows = rows_of("kto")
+    trainer = tiny.trainer(KTOTrainer, "kto")
+    trainer.computer.gradients(rows)
+    reference = trainer.computer.reference
+    misses = reference.misses
+    first = trainer.computer.evaluate(rows).output.losses
+    assert reference.misses == misses > 0
+    assert torch.allclose(first, trainer.computer.evaluate(rows[::-1]).output.losses[reverse_of(rows)])
+
+
+def reverse_of(rows):
+    """Where the losses of `rows` stand among those of the reversed rows (desirable ones first in both)."""
+    chosen = sum(row.desirable for row in rows)
+    return [*range(chosen - 1, -1, -1), *range(len(rows) - 1, chosen - 1, -1)]
+
+
+def test_the_reference_distinguishes_prompt_response_and_scores():
+    """Prevents a look-up of another sequence's values where the same tokens are cut elsewhere or scored otherwise."""
+    reference = tiny.trainer(DPOTrainer, "dpo").computer.reference
+    ids, all_scored = np.arange(5, 11, dtype=np.int32), np.ones(6, dtype=bool)
+    cases = [
+        ScoredSequence(ids[:2], ids[2:], all_scored[2:]),
+        ScoredSequence(ids[:3], ids[3:], all_scored[3:]),
+        ScoredSequence(ids[:2], ids[2:], np.array([True, False, True, True])),
+    ]
+    reference.compute(cases)
+    for case in cases:
+        (value,) = reference.look_up([case], "cpu")
+        assert torch.allclose(value, token_logps(reference.model, [case])[0], atol=1e-6)
+
+
+def test_micro_batches_hold_every_row_once_within_the_budget():
+    """Prevents lost or doubled rows, and passes larger than the budget but for a single row."""
+    rows = rows_of("dpo", 20)
+    for budget in (1, 50, 120, 400, WHOLE):
+        groups = microbatches(rows, ("chosen", "rejected"), budget)
+        assert sorted(index for group in groups for index in group) == list(range(len(rows)))
+        for group in groups:
+            padded = 2 * len(group) * max(rows[index].length(("chosen", "rejected")) for index in group)
+            assert padded <= budget or len(group) == 1
+
+
+def test_true_pairs_are_told_from_the_others():
+    """Prevents a pair accuracy over responses to different prompts: 5 pairs, and 25 combinations under another name."""
+    rows = rows_of("kto")
+    trainer = tiny.trainer(KTOTrainer, "kto", eval_rows=rows)
+    metrics = trainer.evaluate()
+    target, reference = (named("target", rows, seed)[1] for seed in (0, 1))
+    ratio = {(row.pair, row.desirable): 0.1 * (t - r).item() for row, t, r in zip(rows, target, reference, strict=True)}
+    true = [ratio[pair, True] > ratio[pair, False] for pair in {row.pair for row in rows}]
+    every = [a > b for (_, up), a in ratio.items() if up for (_, other), b in ratio.items() if not other]
+    assert (len(true), len(every)) == (5, 25)
+    assert metrics["rewards_eval/accuracies"] == pytest.approx(sum(true) / 5)
+    assert metrics["rewards_eval/unpaired_accuracies"] == pytest.approx(sum(every) / 25)
