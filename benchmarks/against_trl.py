@@ -1,4 +1,4 @@
-"""DPO and KTO on real pairs beside TRL: same text, weights, batches, optimizer; speed, memory, and the losses step by step.
+"""DPO and KTO on real pairs beside TRL: same text, weights, batches and optimizer; speed, memory, losses.
 
     python benchmarks/against_trl.py --data hh_harmless_base.jsonl.gz --peer trl_baseline.py --peer-python PYTHON
 
@@ -37,7 +37,7 @@ STRINGS = ("\n\nHuman: ", "", "\n\nAssistant: ", "")
 
 
 class InFileOrder(UnpairedPreferenceDataLoader):
-    """TRL's order and pairing: chosen and rejected in turn, the mismatched response is that of the row before in its batch."""
+    """TRL's order and pairing: chosen and rejected in turn, mismatched with the row before in the batch."""
 
     def arrange(self, indices: np.ndarray) -> list[np.ndarray]:
         """Steps in file order, whatever their classes."""

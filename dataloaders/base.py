@@ -147,8 +147,8 @@ class DataLoader(ABC):
         bad = self._unusable + cut
         if bad * 2 > account["rows"]:
             raise ValueError(
-                f"{bad} of the {account['rows']} {self.split} rows of {name} are dropped or cut: {self.reasons()}. Raise "
-                "model.max_length and model.max_prompt_length, or mend the data (`mode=inspect` shows them)."
+                f"{bad} of the {account['rows']} {self.split} rows of {name} are dropped or cut: {self.reasons()}. "
+                "Raise model.max_length and model.max_prompt_length, or mend the data (`mode=inspect` shows them)."
             )
 
     def reasons(self) -> str:
@@ -214,7 +214,7 @@ class DataLoader(ABC):
                 yield step[:size]
 
     def fixed_rows(self, limit: int | None) -> list[Row]:
-        """Rows for evaluation: the same ones at every call, at most `limit`, whole examples first chosen by the seed."""
+        """Rows for evaluation: the same ones at every call, at most `limit`, whole examples chosen by the seed."""
         by_example: dict[int, list[int]] = {}
         for index, row in enumerate(self.data):
             by_example.setdefault(id(row.example), []).append(index)

@@ -10,7 +10,6 @@ import numpy as np
 from dataloaders.examples import Example
 from dataloaders.tokenization import Response
 
-
 Pair = tuple[str, int, int, int]
 """Identifies a pair, alike in all processes: data set, number of the example, chosen and rejected generation."""
 

@@ -22,8 +22,8 @@ class UnpairedPreferenceDataLoader(DataLoader):
     """One row per labelled response: role `target`, and role `KL`, a response to another prompt.
 
     Where an example has labels they are used; otherwise each of its pairs gives a desirable and an undesirable row.
-    Every step has rows of both classes, spread evenly over the epoch; where one class is too rare for that, its rows are
-    seen more than once and the number of repetitions is logged.
+    Every step has rows of both classes, spread evenly over the epoch; where one class is too rare for that, its rows
+    are seen more than once and the number of repetitions is logged.
     """
 
     roles = ("target", "KL")

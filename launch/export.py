@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def export(config: DictConfig, folder: Path, saved: str | None) -> Path:
-    """Writes safetensors, tokenizer, generation settings and a model card; uploads them when `push_to` names a place."""
+    """Writes safetensors, tokenizer, generation settings and a model card; uploads them when `push_to` says where."""
     import torch
 
     tokenizer = build.build_tokenizer(config, saved)
@@ -70,7 +70,8 @@ def template_of(format: ChatFormat, bos_token: str | None) -> str:
     ending = json.dumps(format.assistant_suffix or format.end_of_turn)
     assistant = f"{json.dumps(format.assistant_prefix)} + message['content'] + {ending}"
     return (
-        f"{{{{ {preamble} }}}}{{% for message in messages %}}{{% if message['role'] == 'assistant' %}}{{{{ {assistant} }}}}"
+        f"{{{{ {preamble} }}}}{{% for message in messages %}}"
+        f"{{% if message['role'] == 'assistant' %}}{{{{ {assistant} }}}}"
         f"{{% else %}}{{{{ {user} }}}}{{% endif %}}{{% endfor %}}"
         f"{{% if add_generation_prompt %}}{{{{ {json.dumps(format.assistant_prefix)} }}}}{{% endif %}}"
     )
@@ -90,8 +91,8 @@ def model_card(config: DictConfig, folder: Path) -> str:
     settings = ("lr", "optimizer", "scheduler", "n_epochs", "n_examples", "seed")
     return "\n".join(
         [
-            "---", f"base_model: {json.dumps(str(config.model.name_or_path))}", "library_name: transformers", "tags: [aureole, "
-            + f"{loss['name']}]", "---", "", f"# {config.exp_name}", "",
+            "---", f"base_model: {json.dumps(str(config.model.name_or_path))}", "library_name: transformers",
+            f"tags: [aureole, {loss['name']}]", "---", "", f"# {config.exp_name}", "",
             f"{config.model.name} trained with the loss `{loss['name']}` by Aureole.", "", "## Data", "",
             "| data set | split | rows | used |", "|---|---|---|---|", *data, "", "## Loss and settings", "", "```yaml",
             OmegaConf.to_yaml(OmegaConf.create({"loss": loss, **{key: config[key] for key in settings}})).strip(),

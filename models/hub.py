@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 
 def go_offline_when_unreachable(seconds: float = 5.0) -> bool:
-    """Sets HF_HUB_OFFLINE when no connection to the hub opens; what is cached still loads, the rest fails without retries.
+    """Sets HF_HUB_OFFLINE when no connection to the hub opens; what is cached still loads, the rest fails at once.
 
     To be called before huggingface_hub is imported, which reads the variable then. Returns whether the hub is offline.
     A proxy is believed without asking.

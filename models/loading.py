@@ -57,8 +57,8 @@ def locate(name_or_path: str, cache_dir: str | Path = ".cache") -> Weights:
             or Path(name_or_path).suffix in (".pt", ".gguf")
         ):
             raise ValueError(
-                f"no model at {name_or_path} (looked there and in {cache_dir}). Give a folder that save_pretrained wrote, "
-                "a .gguf file, a policy.pt of a run, or a hub id."
+                f"no model at {name_or_path} (looked there and in {cache_dir}). Give a folder that save_pretrained "
+                "wrote, a .gguf file, a policy.pt of a run, or a hub id."
             )
         return Weights("hub", name_or_path)
     if path.is_dir():
@@ -162,7 +162,7 @@ def load_model(
 
     Args:
         name_or_path: see `locate`.
-        load_from: other weights for the same architecture: a policy.pt (relative to `cache_dir`, or absolute) or a folder.
+        load_from: other weights of the same architecture: a policy.pt (absolute, or in `cache_dir`) or a folder.
         shape: the `shape:` of the model's YAML; needed for random weights.
         seed: of random weights.
 

@@ -1,4 +1,4 @@
-"""A model's shape, as its YAML states it: enough to build it with random weights, or to reason about it without the hub."""
+"""A model's shape, as its YAML states it: enough to build it, or to reason about it without the hub."""
 
 from __future__ import annotations
 

@@ -32,13 +32,15 @@ class Panel:
         series: (name in the legend, key); `{split}` in a key stands for train and for eval.
         about: what to see in it.
         level: a dashed line, such as the value of a guess.
-        percent: the values are shares.
+        from_zero: the axis starts at 0, below which the values cannot fall.
+        percent: the values are shares, so that it ends at 100 %.
     """
 
     title: str
     series: tuple[tuple[str, str], ...]
     about: str
     level: float | None = None
+    from_zero: bool = False
     percent: bool = False
 
 
@@ -61,14 +63,16 @@ PANELS = (
         (("accuracy", "rewards_{split}/accuracies"),),
         "Share of pairs in which the chosen response has the higher reward; the dashed line is a coin.",
         level=0.5,
+        from_zero=True,
         percent=True,
     ),
     Panel(
         "KL estimate, nats",
         (("KL", "rewards_{split}/KL_estimate"),),
         "Mean log-ratio of responses to other prompts, at least 0: what the loss measures rewards from.",
+        from_zero=True,
     ),
-    Panel("Gradient norm", (("norm", "grad_norm"),), "Before clipping."),
+    Panel("Gradient norm", (("norm", "grad_norm"),), "Of each step, before clipping.", from_zero=True),
 )
 
 
@@ -88,8 +92,11 @@ Points = list[tuple[float, float]]  # (training examples seen, value)
 def draw_curves(run: Run) -> list[Curve]:
     """The panels for which the run has values."""
     curves = []
+    steps = len(run.records("train"))
     for panel in PANELS:
         lines = {name: points(run, "train", key) for name, key in panel.series}
+        # A few steps of KTO happen to hold both sides of a pair; their accuracies make no curve.
+        lines = {name: line if 2 * len(line) >= steps else [] for name, line in lines.items()}
         dots = {name: points(run, "eval", key) for name, key in panel.series}
         if any([*lines.values(), *dots.values()]):
             images = (_draw(panel, lines, dots, palette) for palette in (LIGHT, DARK))
@@ -115,18 +122,19 @@ def _draw(panel: Panel, lines: dict[str, Points], dots: dict[str, Points], palet
     from matplotlib import ticker
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.4, 2.6), dpi=190, facecolor=palette.background, layout="constrained")
+    figure = Figure(figsize=(3.5, 2.3), dpi=240, facecolor=palette.background, layout="constrained")
     axes = figure.add_subplot(facecolor=palette.background)
     if panel.level is not None:
         axes.axhline(panel.level, color=palette.text, linewidth=0.8, linestyle=(0, (4, 4)), alpha=0.6)
-    for (name, line), colour in zip(lines.items(), palette.series, strict=False):
-        marker = "o" if len(line) == 1 else None
-        if line:
-            axes.plot(*zip(*line, strict=True), color=colour, linewidth=1.8, marker=marker, label=f"{name}, training")
-        if dots[name]:
-            edge = {"markeredgecolor": palette.background, "markeredgewidth": 1.2, "zorder": 5, "clip_on": False}
-            style = {"linestyle": (0, (1, 2)), "linewidth": 1.2, "marker": "o", "markersize": 7, **edge}
-            axes.plot(*zip(*dots[name], strict=True), color=colour, label=f"{name}, held out", **style)
+    edge = {"markeredgecolor": palette.background, "markeredgewidth": 1.2, "zorder": 5, "clip_on": False}
+    dotted = {"linestyle": (0, (1, 2)), "linewidth": 1.2, "marker": "o", "markersize": 7, **edge}
+    for name, colour in zip(lines, palette.series, strict=False):
+        for values, style in ((lines[name], {"linewidth": 1.8}), (dots[name], dotted)):
+            if values:
+                axes.plot(*zip(*values, strict=True), color=colour, **style)
+        axes.plot([], [], color=colour, linewidth=3, label=name)
+    if len(lines) > 1:
+        axes.legend(frameon=False, fontsize=8.5, labelcolor=palette.text, loc="best", handlelength=1)
     axes.set_xlabel("training examples seen", color=palette.text, fontsize=8.5)
     axes.tick_params(colors=palette.text, labelsize=8.5, length=0)
     axes.grid(color=palette.grid, linewidth=0.8)
@@ -134,11 +142,11 @@ def _draw(panel: Panel, lines: dict[str, Points], dots: dict[str, Points], palet
     axes.spines[:].set_visible(False)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
+    axes.yaxis.set_major_locator(ticker.MaxNLocator(5))
+    if panel.from_zero:
+        axes.set_ylim(0, 1 if panel.percent else max(axes.get_ylim()[1], 0.1))
     if panel.percent:
-        axes.set_ylim(0, 1.0)
         axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
-    if len(axes.get_lines()) > 1:
-        axes.legend(frameon=False, fontsize=8, labelcolor=palette.text, loc="best", handlelength=1.6)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", facecolor=palette.background, pil_kwargs={"optimize": True})
     return base64.b64encode(buffer.getvalue()).decode("ascii")

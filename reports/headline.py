@@ -124,7 +124,9 @@ def _change(samples: Sequence[Sample], holds: Callable[[Sample, str], bool]) -> 
 
 
 def _pair_accuracy(run: Run) -> Estimate | None:
-    values = [record["rewards_eval/accuracies"] for record in run.records("eval") if "rewards_eval/accuracies" in record]
+    values = [
+        record["rewards_eval/accuracies"] for record in run.records("eval") if "rewards_eval/accuracies" in record
+    ]
     if not values:
         return None
     count = evaluation_pairs(run)
@@ -167,19 +169,20 @@ def _median_words(texts: Sequence[str]) -> Estimate:
 
 @dataclass(frozen=True)
 class Row:
-    """A headline number in words, for the page and the printed table."""
+    """A headline number in words, for the page and the printed table; `large` ones open the page."""
 
     name: str
     before: str
     after: str
     interval: str
     counted: str
+    large: bool = False
 
 
 def rows(headline: Headline) -> list[Row]:
     """The headline numbers in words, the judges first."""
     table = [_verdict_row(verdict) for verdict in headline.verdicts]
-    table += _change_row("Says the facts of the right answer", headline.facts, ("learned", "lost"))
+    table += _change_row("Says the facts of the right answer", headline.facts, ("learned", "lost"), large=True)
     table += _pair_row(headline.pair_accuracy)
     table += _divergence_row("KL from the model before, nats a response", headline.divergence, 2)
     table += _divergence_row("KL from the model before, nats a token", headline.divergence_per_token, 3)
@@ -187,7 +190,7 @@ def rows(headline: Headline) -> list[Row]:
     intervals = [span(*median.interval, "{:g}") if median.interval else "too few" for median in medians]
     interval = f"{intervals[0]} before, {intervals[1]} after"
     before, after = (f"{median.value:g}" for median in medians)
-    table.append(Row("Median length, words", before, after, interval, f"{headline.responses} prompts"))
+    table.append(Row("Median length, words", before, after, interval, f"{headline.responses} prompts", large=True))
     return table + _change_row("Ends by itself, not empty", headline.whole, ("more", "fewer"))
 
 
@@ -208,17 +211,18 @@ def _verdict_row(verdict: Verdict) -> Row:
     name = f"Win rate: {judge_name(verdict.judge)}"
     if verdict.win_rate is None or verdict.interval is None:
         return Row(name, "", "no verdict", "", counted)
-    return Row(name, "", f"{verdict.win_rate:.1f} %", f"{span(*verdict.interval)} %", counted)
+    large = verdict.judge != BASELINE_RULE
+    return Row(name, "", f"{verdict.win_rate:.1f} %", f"{span(*verdict.interval)} %", counted, large)
 
 
-def _change_row(name: str, change: Change | None, words: tuple[str, str]) -> list[Row]:
+def _change_row(name: str, change: Change | None, words: tuple[str, str], large: bool = False) -> list[Row]:
     if change is None:
         return []
     before, after = (f"{part} ({100 * part / change.count:.1f} %)" for part in (change.before, change.after))
     low, high = (100 * end for end in change.interval)
     interval = f"change {span(low, high, '{:+.1f}')} points"
     counted = f"{change.count} prompts: {change.gained} {words[0]}, {change.lost} {words[1]}"
-    return [Row(name, before, after, interval, counted)]
+    return [Row(name, before, after, interval, counted, large)]
 
 
 def _pair_row(accuracy: Estimate | None) -> list[Row]:
@@ -227,9 +231,9 @@ def _pair_row(accuracy: Estimate | None) -> list[Row]:
         return []
     value = f"{100 * accuracy.value:.1f} %"
     if accuracy.count is None or accuracy.interval is None:
-        return [Row(name, "", value, "unknown", "held-out pairs; the run does not say how many")]
+        return [Row(name, "", value, "unknown", "held-out pairs; the run does not say how many", large=True)]
     low, high = (100 * end for end in accuracy.interval)
-    return [Row(name, "", value, f"{span(low, high)} %", f"{accuracy.count} held-out pairs")]
+    return [Row(name, "", value, f"{span(low, high)} %", f"{accuracy.count} held-out pairs", large=True)]
 
 
 def _divergence_row(name: str, estimate: Estimate | None, digits: int) -> list[Row]:

@@ -165,7 +165,9 @@ def read_results(paths: Sequence[Path], samples: Samples) -> list[dict[str, Any]
     for judge, line in lines.items():
         same = samples.repeated or line["candidate"]["lengths"] == expected
         if line["total"] > len(expected) or (line["total"] == len(expected) and not same):
-            raise ValueError(f"the result of {judge} is of other responses than the samples file has: run compare.py again")
+            raise ValueError(
+                f"the result of {judge} is of other responses than the samples file has: run compare.py again"
+            )
     return list(lines.values())
 
 

@@ -1,6 +1,6 @@
 """The HTML report of a run: one file with everything in it, and the headline numbers as a printed table.
 
-    python -m reports.page --run .cache/demo --samples demo/demo.json --results demo/results.jsonl --output demo/report.html
+python -m reports.page --run .cache/demo --samples demo/demo.json --results demo/results.jsonl --output demo/report.html
 """
 
 from __future__ import annotations
@@ -42,7 +42,12 @@ _SAMPLING_SETTINGS = (
 
 
 def build_page(
-    run: Run, samples: Samples, headline: Headline, curves: Sequence[Curve], outcomes: Sequence[str | None], about: str = ""
+    run: Run,
+    samples: Samples,
+    headline: Headline,
+    curves: Sequence[Curve],
+    outcomes: Sequence[str | None],
+    about: str = "",
 ) -> str:
     """The whole page as HTML.
 
@@ -50,7 +55,7 @@ def build_page(
         outcomes: who won each sample by the first judge, None where that is not known.
         about: what the data teaches, in a sentence of the caller's.
     """
-    title = f"{setting(run.config, 'exp_name', 'A run')}: before and after {_loss_name(run)}"
+    title = f"{setting(run.config, 'model.name', 'A model')} before and after {_loss_name(run)}"
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     sections = [
         _opening(run, samples, headline, title, about),
@@ -95,14 +100,15 @@ def _opening(run: Run, samples: Samples, headline: Headline, title: str, about: 
     data = ", ".join(setting(run.config, "datasets", {})) or "its data"
     sentences = [
         f"The model {setting(run.config, 'model.name', '')} was trained by {_loss_name(run)} on {_examples_seen(run):,} "
-        f"examples of {data}{_duration(run)}.",
+        f"examples of the data set {data}{_duration(run)}.",
         about.strip(),
         f"Then the model before and the model after answered the same {headline.responses} held-out prompts.",
         *_findings(headline),
     ]
     words = escape(" ".join(filter(None, sentences)))
-    tiles = "\n".join(_tile(*tile) for tile in _tile_contents(headline))
-    return f'<h1>{escape(title)}</h1>\n<p class="lead">{words}</p>\n<div class="grid tiles">\n{tiles}\n</div>'
+    tiles = "\n".join(_tile(row) for row in rows(headline) if row.large)
+    name = escape(setting(run.config, "exp_name", ""))
+    return f'<p class="eyebrow">Aureole · {name}</p>\n<h1>{escape(title)}</h1>\n<p class="lead">{words}</p>\n<div class="grid tiles">\n{tiles}\n</div>'
 
 
 def _duration(run: Run) -> str:
@@ -117,39 +123,41 @@ def _findings(headline: Headline) -> list[str]:
     verdict = headline.verdicts[0]
     if verdict.interval is not None:
         low, high = verdict.interval
-        said = "is preferred" if low > 50 else "is not preferred" if high < 50 else "cannot be told from the model before"
+        said = (
+            "is preferred" if low > 50 else "is not preferred" if high < 50 else "cannot be told from the model before"
+        )
         found.append(
-            f"Judged by {judge_name(verdict.judge)}, the model after {said}: it wins {verdict.win_rate:.1f} % of the time, "
-            f"with a 95 % interval from {span(low, high)} %."
+            f"Judged by {_in_a_sentence(verdict)}, the model after {said}: its win rate is {verdict.win_rate:.1f} %, with a "
+            f"95 % interval from {span(low, high)} %."
         )
     if headline.facts is not None:
         low, high = headline.facts.interval
-        said = "It knows more" if low > 0 else "It knows fewer" if high < 0 else "It knows neither clearly more nor fewer"
-        found.append(f"{said}: {headline.facts.after} answers of {headline.facts.count} hold the fact, {headline.facts.before} before.")
+        said = (
+            "It knows more facts"
+            if low > 0
+            else "It knows fewer facts"
+            if high < 0
+            else "What it knows has not clearly changed"
+        )
+        counts = f"{headline.facts.after} of {headline.facts.count} answers hold the fact, {headline.facts.before} did before"
+        found.append(f"{said}: {counts} (change {span(100 * low, 100 * high, '{:+.1f}')} points).")
     return found
 
 
-def _tile_contents(headline: Headline) -> list[tuple[str, str, str]]:
-    """(label, HTML of the value, what stands below it) of the largest numbers."""
-    table = {row.name: row for row in rows(headline)}
-    tiles = []
-    for name in table:
-        if name.startswith(("Win rate", "Says", "Reward", "Median")) and not name.endswith("the shorter wins"):
-            row = table[name]
-            tiles.append((name, _large(row), f"{row.interval} · {row.counted}"))
-    return tiles
+def _in_a_sentence(verdict: Verdict) -> str:
+    return f"the rule “{judge_name(verdict.judge)}”" if verdict.rule else verdict.judge
+
+
+def _tile(row: Row) -> str:
+    return (
+        f'<div class="card tile"><span class="label">{escape(row.name)}</span><span class="value">{_large(row)}</span>'
+        f'<span class="small">{escape(row.interval)}</span><span class="small">{escape(row.counted)}</span></div>'
+    )
 
 
 def _large(row: Row) -> str:
     before, after = (part.partition(" (")[0] for part in (row.before, row.after))
     return f"<small>{escape(before)} →</small> {escape(after)}" if before else escape(after)
-
-
-def _tile(label: str, value: str, below: str) -> str:
-    return (
-        f'<div class="card tile"><span class="label">{escape(label)}</span><span class="value">{value}</span>'
-        f'<span class="small">{escape(below)}</span></div>'
-    )
 
 
 # Numbers -------------------------------------------------------------------------------------------------------------
@@ -203,7 +211,10 @@ def _scale(headline: Headline) -> str:
         for name, value, interval in shares
         if value is not None and interval is not None
     ]
-    ticks = "".join(f'<text x="{x}%" y="12" text-anchor="{anchor}">{x} %</text>' for x, anchor in ((0, "start"), (50, "middle"), (100, "end")))
+    ticks = "".join(
+        f'<text x="{x}%" y="12" text-anchor="{anchor}">{x} %</text>'
+        for x, anchor in ((0, "start"), (50, "middle"), (100, "end"))
+    )
     axis = f'<div class="corner"></div><svg class="axis" aria-hidden="true">{ticks}</svg>'
     return f'<div class="card scale">{"".join(lines)}{axis}</div>' if lines else ""
 
@@ -235,7 +246,7 @@ def _charts(run: Run, curves: Sequence[Curve]) -> str:
 
 
 def _examples(samples: Samples, outcomes: Sequence[str | None], headline: Headline) -> str:
-    judge = judge_name(headline.verdicts[0].judge)
+    judge = _in_a_sentence(headline.verdicts[0])
     by = f" The outcome is by {escape(judge)}." if any(outcomes) else ""
     marks = " Facts of the right answer are <mark>marked</mark>." if samples.with_facts() else ""
     pairs, parts = side_by_side(samples.samples, outcomes), []
@@ -252,7 +263,9 @@ def _settings(run: Run, samples: Samples) -> str:
     pairs += [(name, setting(samples.config, key)) for name, key in _SAMPLING_SETTINGS]
     pairs.append(("Examples trained on", f"{_examples_seen(run):,}"))
     lines = "".join(
-        f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>' for name, value in pairs if value is not None
+        f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>'
+        for name, value in pairs
+        if value is not None
     )
     return (
         f'<h2>Settings</h2>\n<div class="card wide"><table class="settings"><tbody>{lines}</tbody></table></div>\n'
@@ -280,9 +293,13 @@ def _account(account: dict[str, dict[str, Any]]) -> str:
             )
             cells = (name, split, f"{counts['rows']:,}", f"{counts['used']:,}", dropped, cut, f"{counts['examples']:,}")
             labelled = zip(names, cells, strict=True)
-            lines.append("<tr>" + "".join(f'<td data-label="{label}">{escape(cell)}</td>' for label, cell in labelled) + "</tr>")
+            lines.append(
+                "<tr>" + "".join(f'<td data-label="{label}">{escape(cell)}</td>' for label, cell in labelled) + "</tr>"
+            )
     head = "".join(f'<th scope="col">{name}</th>' for name in names)
-    note = "Examples are what the loss counts: of a pair, single feedback makes two. A run may end before it has seen all."
+    note = (
+        "Examples are what the loss counts: of a pair, single feedback makes two. A run may end before it has seen all."
+    )
     return (
         f'<div class="card wide"><table class="stack numbers"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>\n'
         f'<p class="small">{note}</p>'
@@ -296,7 +313,9 @@ def write_report(options: argparse.Namespace) -> str:
     """Writes the page; returns the printed table."""
     run, samples = read_run(options.run), read_samples(options.samples)
     headline = summarize(run, samples, read_results(options.results, samples))
-    page = build_page(run, samples, headline, draw_curves(run), read_outcomes(options.judgments, samples), options.about)
+    page = build_page(
+        run, samples, headline, draw_curves(run), read_outcomes(options.judgments, samples), options.about
+    )
     options.output.parent.mkdir(parents=True, exist_ok=True)
     temporary = options.output.with_suffix(".tmp")
     temporary.write_text(page, encoding="utf-8")

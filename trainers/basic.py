@@ -28,10 +28,10 @@ from trainers.step import LossOutput, NonFiniteError, StepComputer, StepResult, 
 class BasicTrainer:
     """Accumulates, reduces over processes, clips, steps, evaluates on a fixed set, logs and saves.
 
-    A subclass defines `loss`, whose parameter names say what it needs (see `trainers.requirements`), and returns one value
-    per example (or, when it takes `token_logps`, per token): either `losses`, or `losses, chosen_rewards, rejected_rewards`.
-    Losses are multiplied by the rows' weights and divided by the number of examples (tokens) of the whole optimizer step,
-    so that neither micro-batches nor processes change a result.
+    A subclass defines `loss`, whose parameter names say what it needs (see `trainers.requirements`), and returns one
+    value per example (or, when it takes `token_logps`, per token): either `losses`, or `losses, chosen_rewards,
+    rejected_rewards`. Losses are multiplied by the rows' weights and divided by the number of examples (tokens) of the
+    whole optimizer step, so that neither micro-batches nor processes change a result.
 
     Args:
         config: the composed config; a loss reads its hyperparameters from `self.config.loss`.
@@ -170,15 +170,16 @@ class BasicTrainer:
             result = self.computer.gradients(rows)
         except NonFiniteError as error:
             raise NonFiniteError(
-                f"the loss is not finite {where}; nothing of this step reached the optimizer. Examples: {error}. Lower lr, "
-                "or look at these examples with mode=inspect."
+                f"the loss is not finite {where}; nothing of this step reached the optimizer. Examples: {error}. Lower "
+                "lr, or look at these examples with mode=inspect."
             ) from None
         with self.clock.part("optimizer"):
             norm = clip_gradients(self.parameters, self.config.model.max_grad_norm)
             if not math.isfinite(norm):
                 examples = "; ".join(describe(row) for row in rows[:5])
                 raise NonFiniteError(
-                    f"the gradient is not finite {where}; nothing of this step reached the optimizer. Among its examples: "
+                    f"the gradient is not finite {where}; nothing of this step reached the optimizer. "
+                    "Among its examples: "
                     f"{examples}. Lower lr, or set model.policy_dtype=float32."
                 )
             optimizer.step()

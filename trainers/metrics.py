@@ -103,8 +103,8 @@ class MetricsLog:
                 raise ValueError("wandb.enabled=true needs the package wandb: pip install wandb.") from error
             if not os.environ.get("WANDB_MODE") and not os.environ.get("WANDB_API_KEY") and not wandb.api.api_key:
                 raise ValueError(
-                    "wandb.enabled=true, but there is no WANDB_API_KEY. Set it, run `wandb login`, or keep the run on this "
-                    "machine with WANDB_MODE=offline."
+                    "wandb.enabled=true, but there is no WANDB_API_KEY. Set it, run `wandb login`, or keep the run on "
+                    "this machine with WANDB_MODE=offline."
                 )
             self._wandb = wandb.init(dir=str(folder), **wandb_options)
 

@@ -31,7 +31,7 @@ Logps = dict[tuple[str, str], list[torch.Tensor]]
 
 @dataclass(frozen=True)
 class LossOutput:
-    """What a loss returned: losses (N,), rewards of the chosen (C,) and rejected (R,), and anything more that it shows."""
+    """What a loss returned: losses (N,), rewards of the chosen (C,) and rejected (R,), what else it shows."""
 
     losses: torch.Tensor
     chosen_rewards: torch.Tensor | None = None
@@ -48,7 +48,7 @@ class LossOutput:
 
     @classmethod
     def join(cls, outputs: Sequence[LossOutput]) -> LossOutput:
-        """The output of a step from those of its processes, whose `extra` is the same; losses are joined as they come."""
+        """The output of a step from those of its processes, whose `extra` is the same."""
         names = ("losses", "chosen_rewards", "rejected_rewards")
         joined = {name: torch.cat([getattr(output, name) for output in outputs]) for name in names}
         return cls(**joined, extra=outputs[0].extra)
@@ -205,8 +205,8 @@ class StepComputer:
         output = LossOutput.of(self.trainer.loss(**tensors))
         if output.losses.shape != weights.shape:
             raise ValueError(
-                f"{type(self.trainer).__name__}.loss returned losses of shape {tuple(output.losses.shape)}; one value for "
-                f"each example is needed, here {tuple(weights.shape)}. Losses never reduce: the loop does."
+                f"{type(self.trainer).__name__}.loss returned losses of shape {tuple(output.losses.shape)}; one value "
+                f"for each example is needed, here {tuple(weights.shape)}. Losses never reduce: the loop does."
             )
         return output
 
@@ -334,8 +334,8 @@ class StepComputer:
         wanted = torch.stack([expected[index] for index in order])
         if losses.shape != wanted.shape or not torch.allclose(losses, wanted, rtol=1e-4, atol=1e-5):
             raise ValueError(
-                f"{type(self.trainer).__name__}.loss couples the examples of a step: the loss of an example depends on which "
-                "others are with it. Set `couples_examples = True` in the class, and the result no longer depends on "
+                f"{type(self.trainer).__name__}.loss couples the examples of a step: the loss of an example depends "
+                "on which others are with it. Set `couples_examples = True` in the class, and the result no longer depends on "
                 "micro-batches and processes."
             )
 

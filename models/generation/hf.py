@@ -67,7 +67,7 @@ class HFGenerator:
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[np.ndarray], description: str = "sampling") -> list[Completion]:
-        """One completion for each prompt (P,), in the order given. The same prompts and seed give the same completions."""
+        """One completion for each prompt (P,), in the order given; the same prompts and seed give the same ones."""
         self.model.eval()
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # like lengths: little padding
         completions: dict[int, Completion] = {}
@@ -90,8 +90,8 @@ class HFGenerator:
             ids[row, width - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
             mask[row, width - len(prompt) :] = 1
         output = self.model.generate(
-            input_ids=ids.to(self.model.device), attention_mask=mask.to(self.model.device), generation_config=self._config,
-            max_new_tokens=max(self.room(prompt) for prompt in prompts),
+            input_ids=ids.to(self.model.device), attention_mask=mask.to(self.model.device),
+            generation_config=self._config,            max_new_tokens=max(self.room(prompt) for prompt in prompts),
         )  # fmt: skip
         return output[:, width:].cpu().numpy()
 

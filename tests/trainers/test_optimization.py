@@ -1,0 +1,78 @@
+"""Optimizers, schedules and clipping, by hand."""
+
+import math
+
+import pytest
+import torch
+
+from tests import tiny
+from trainers.optimization import clip_gradients, make_optimizer, schedule
+from trainers.paired import DPOTrainer
+
+SETTINGS = {"lr": 0.1, "weight_decay": 0.3, "beta1": 0.7, "beta2": 0.8, "eps": 1e-3}
+
+
+def factors(name: str, steps: int, warmup: int) -> list[float]:
+    return [round(schedule(name, steps, warmup)(step), 6) for step in range(steps)]
+
+
+def test_schedules_by_hand():
+    """Prevents a first step of size 0, a warm-up that is off by one and a decay that ends early or late."""
+    assert factors("constant", 5, 2) == [0.5, 1, 1, 1, 1]
+    assert factors("constant", 3, 0) == [1, 1, 1]
+    assert factors("linear", 6, 2) == [0.5, 1, 1, 0.75, 0.5, 0.25]
+    assert factors("cosine", 4, 0) == [1, round((1 + math.cos(math.pi / 4)) / 2, 6), 0.5, 0.146447]
+    assert schedule("linear", 6, 2)(6) == 0
+    assert schedule("linear", 2, 5)(1) == 0.4, "a warm-up longer than the training"
+
+
+def test_the_learning_rate_of_each_step_is_the_schedules():
+    """Prevents a scheduler that runs one step ahead, or warm-up steps that are ignored: 10 % of 20 steps are 2."""
+    trainer = tiny.trainer(DPOTrainer, "dpo", lr=1.0, scheduler="linear")
+    optimizer, scheduler = trainer._optimization(20)
+    rates = []
+    for _ in range(20):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates[:4] == pytest.approx([0.5, 1.0, 1.0, 1 - 1 / 18])
+    assert rates[-1] == pytest.approx(1 / 18)
+    trainer.config.warmup_steps = 4
+    assert trainer._optimization(20)[0].param_groups[0]["lr"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("AdamW", {"lr": 0.1, "betas": (0.7, 0.8), "eps": 1e-3}),
+        ("Adam", {"lr": 0.1, "betas": (0.7, 0.8), "eps": 1e-3}),
+        ("RMSprop", {"lr": 0.1, "momentum": 0.7, "alpha": 0.8, "eps": 1e-3}),
+        ("SGD", {"lr": 0.1, "momentum": 0.7}),
+    ],
+)
+def test_every_setting_reaches_every_optimizer(name: str, expected: dict):
+    """Prevents a key of the config that is not read; weight decay acts on matrices alone."""
+    matrix, bias = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2))
+    frozen = torch.nn.Parameter(torch.ones(2), requires_grad=False)
+    optimizer = make_optimizer(name, [matrix, bias, frozen], **SETTINGS)
+    assert {key: optimizer.param_groups[0][key] for key in expected} == expected
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
+    assert [len(group["params"]) for group in optimizer.param_groups] == [1, 1]
+
+
+def test_an_unknown_optimizer_is_named():
+    """Prevents an AttributeError for a misspelled name."""
+    with pytest.raises(ValueError, match="optimizer=AdamX"):
+        make_optimizer("AdamX", [torch.nn.Parameter(torch.ones(1))], **SETTINGS)
+
+
+def test_clipping_is_by_the_global_norm():
+    """Prevents clipping each tensor by itself: gradients (3, 0) and (4,) have the norm 5, clipped to 1 they are 0.6, 0.8."""
+    first, second = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(1))
+    first.grad, second.grad = torch.tensor([3.0, 0.0]), torch.tensor([4.0])
+    assert clip_gradients([first, second], None) == pytest.approx(5)
+    assert second.grad.item() == 4
+    assert clip_gradients([first, second], 1.0) == pytest.approx(5)
+    assert [first.grad[0].item(), second.grad.item()] == pytest.approx([0.6, 0.8], rel=1e-5)
+    assert clip_gradients([first, second], 7.0) == pytest.approx(1)
+    assert second.grad.item() == pytest.approx(0.8, rel=1e-5), "a smaller gradient is left alone"
