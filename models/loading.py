@@ -198,7 +198,8 @@ def load_model(
             model, info = AutoModelForCausalLM.from_pretrained(source.path, output_loading_info=True, **options)
         except OSError as error:
             raise _unreadable(source, error) from error
-        _refuse_other_architecture(source, info)
+        # What a hub checkpoint has beyond the model (buffers of older versions, say) is left alone, with a warning.
+        _refuse_other_architecture(source, {key: info[key] for key in ("missing_keys", "mismatched_keys")})
     _turn_dropout_off(model)
     return model.eval()
 
@@ -206,6 +207,7 @@ def load_model(
 def _model_from_policy(
     base: Weights, source: Weights, shape: Mapping[str, Any] | None, options: dict[str, Any]
 ) -> PreTrainedModel:
+    import torch
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     from models.checkpoints import read_policy
@@ -214,13 +216,25 @@ def _model_from_policy(
     config = _architecture(base if base.kind != "policy" else source, shape, options)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f"{type(config).__name__} is no causal language model that transformers has built in.")
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    with torch.device("meta"):
+        wanted = kind(config).state_dict()
+    _refuse_other_architecture(
+        source,
+        {
+            "missing_keys": wanted.keys() - state.keys(),
+            "unexpected_keys": state.keys() - wanted.keys(),
+            "mismatched_keys": [k for k in wanted.keys() & state.keys() if wanted[k].shape != state[k].shape],
+        },
+    )
     # The class itself, not AutoModel: with a state and no folder it builds nothing twice.
-    model, info = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
-        None, config=config, state_dict=state, output_loading_info=True, ignore_mismatched_sizes=True,
-        dtype=options["dtype"], attn_implementation=options["attn_implementation"],
-    )  # fmt: skip
-    _refuse_other_architecture(source, info)
-    return model
+    return kind.from_pretrained(
+        None,
+        config=config,
+        state_dict=state,
+        dtype=options["dtype"],
+        attn_implementation=options["attn_implementation"],
+    )
 
 
 def _architecture(weights: Weights, shape: Mapping[str, Any] | None, options: dict[str, Any]) -> PretrainedConfig:
@@ -241,7 +255,7 @@ def _architecture(weights: Weights, shape: Mapping[str, Any] | None, options: di
 
 
 def _refuse_other_architecture(source: Weights, info: Mapping[str, Any]) -> None:
-    """A checkpoint must fill every weight of the model and hold nothing else; transformers alone would only warn."""
+    """A checkpoint must fill every weight of the model; transformers alone would only warn and leave them at random."""
     problems = [
         f"{len(info[kind])} {what} (e.g. {sorted(map(str, info[kind]))[0]})"
         for kind, what in (

@@ -107,7 +107,7 @@ def draw_curves(run: Run) -> list[Curve]:
 def points(run: Run, split: str, key: str) -> Points:
     """The values of a metric over the examples seen.
 
-    Pair accuracies of a policy that is still the reference are left out: all rewards are 0, so that no pair has an order.
+    Pair accuracies of a policy that is still the reference are left out: with all rewards 0 no pair has an order.
     """
     key = key.format(split=split)
     found = []

@@ -15,8 +15,8 @@ Span = tuple[int, int]
 def fact_spans(text: str, facts: Sequence[str]) -> list[Span | None]:
     """For each fact the first place where it is said, in characters; None where it is not.
 
-    A fact lists alternatives between "|". They match as whole words, whatever their case; a number does not match inside
-    another one (5 is not said by "1.5" or "5,000").
+    A fact lists alternatives between "|". They match as whole words, whatever their case; a number does not match
+    inside another one (5 is not said by "1.5" or "5,000").
     """
     return [_first_span(text, fact) for fact in facts]
 

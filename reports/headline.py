@@ -36,7 +36,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Change:
-    """Of `count` prompts, for how many something holds before and after; the interval is of after - before, in [-1, 1]."""
+    """For how many of `count` prompts something holds; the interval is of after - before, in [-1, 1]."""
 
     before: int
     after: int
@@ -64,7 +64,7 @@ class Headline:
         facts: prompts whose response says all the facts.
         whole: prompts whose response is neither empty nor cut off at the length limit.
         pair_accuracy: share of held-out pairs whose chosen response has the higher implicit reward, after training.
-        divergence: mean log-ratio of the trained and the first model on the trained one's responses, in nats a response.
+        divergence: mean log-ratio of the model after to the one before on the responses of the former, nats a response.
         divergence_per_token: the same in nats a token.
         words_before, words_after: median length of a response in words.
         responses: prompts with a response of both models.
@@ -184,8 +184,8 @@ def rows(headline: Headline) -> list[Row]:
     table = [_verdict_row(verdict) for verdict in headline.verdicts]
     table += _change_row("Says the facts of the right answer", headline.facts, ("learned", "lost"), large=True)
     table += _pair_row(headline.pair_accuracy)
-    table += _divergence_row("KL from the model before, nats a response", headline.divergence, 2)
-    table += _divergence_row("KL from the model before, nats a token", headline.divergence_per_token, 3)
+    table += _divergence_row("KL a response, nats", headline.divergence, 2)
+    table += _divergence_row("KL a token, nats", headline.divergence_per_token, 3)
     medians = headline.words_before, headline.words_after
     intervals = [span(*median.interval, "{:g}") if median.interval else "too few" for median in medians]
     interval = f"{intervals[0]} before, {intervals[1]} after"

@@ -21,7 +21,7 @@ class Run:
     Attributes:
         config: its config.yaml.
         metrics: the records of metrics.jsonl in their order, without values that are not finite.
-        account: data.json, {data set: {split: {rows, used, dropped: {reason: n}, cut, examples}}}; empty if it is missing.
+        account: data.json, {data set: {split: {rows, used, dropped: {reason: n}, cut, examples}}}; empty if missing.
     """
 
     config: dict[str, Any]
@@ -57,7 +57,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Samples:
-    """A samples file: one sample for each prompt (the first, where the file has several; `repeated` counts the others)."""
+    """A samples file: one sample a prompt (the first, where the file has several; `repeated` counts the others)."""
 
     config: dict[str, Any]
     sampled_at: str
@@ -158,8 +158,8 @@ def read_results(paths: Sequence[Path], samples: Samples) -> list[dict[str, Any]
                 lines[line["judge"]] = line
     if not lines:
         raise ValueError(
-            f"{', '.join(map(str, paths)) or 'no results file'}: no result compares policy with reference; make one with "
-            "`python compare.py -f SAMPLES -ck policy -bk reference --offline direct_answer -r RESULTS`"
+            f"{', '.join(map(str, paths)) or 'no results file'}: no result compares policy with reference; make one "
+            "with `python compare.py -f SAMPLES -ck policy -bk reference --offline direct_answer -r RESULTS`"
         )
     expected = [len(sample.after.split()) for sample in samples.samples]
     for judge, line in lines.items():
@@ -175,7 +175,7 @@ def read_outcomes(path: Path | None, samples: Samples) -> list[str | None]:
     """For each sample whether the trained model's response won, by the CSV file that `compare.py -csv` writes.
 
     Returns:
-        "won", "tie", "lost", "undecided", "failed", or None where the file does not have the prompt with both responses.
+        "won", "tie", "lost", "undecided", "failed", or None where the file does not have these responses.
     """
     if path is None:
         return [None] * len(samples.samples)

@@ -13,9 +13,9 @@ Interval = tuple[float, float]
 def paired_difference(both: int, only_first: int, only_second: int, neither: int) -> Interval:
     """95 % interval of p_first - p_second, two proportions of the same prompts; in [-1, 1].
 
-    Newcombe, R. G. (1998), Improved confidence intervals for the difference between binomial proportions based on paired
-    data, Statistics in Medicine 17, 2635-2650, method 10: the two Wilson intervals, joined by the (continuity-corrected)
-    correlation of the two answers. It has a width also where no prompt changed.
+    Newcombe, R. G. (1998), Improved confidence intervals for the difference between binomial proportions based on
+    paired data, Statistics in Medicine 17, 2635-2650, method 10: the two Wilson intervals, joined by the
+    continuity-corrected correlation of the two answers. It has a width also where no prompt changed.
     """
     count = both + only_first + only_second + neither
     first, second = (both + only_first) / count, (both + only_second) / count

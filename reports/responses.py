@@ -1,25 +1,16 @@
-"""Prompts and responses as HTML: escaped, the facts marked, before and after side by side.
-
-What models and data sets wrote may be anything, so every text goes through `escape`.
-"""
+"""Prompts and responses as HTML: the facts marked, before and after side by side, who won."""
 
 from __future__ import annotations
 
-import html
-import re
 from collections.abc import Sequence
 
 from reports.facts import fact_spans
 from reports.inputs import Sample
+from reports.markup import escape, table
 
 FIRST = 12  # rows of the table of examples; the others are folded away
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 _OUTCOMES = {"won": "after wins", "tie": "tie", "lost": "before wins"}
-
-
-def escape(text: object) -> str:
-    """Text for HTML, also within quoted attributes; what no page may hold (control characters) becomes U+FFFD."""
-    return html.escape(_UNPRINTABLE.sub("\ufffd", str(text)), quote=True)
+_NAMES = ("Prompt", "Before", "After", "Outcome")
 
 
 def marked(text: str, facts: Sequence[str]) -> str:
@@ -44,12 +35,12 @@ def outcome_chip(outcome: str | None) -> str:
     """Who won, as a chip; empty where it is not known."""
     if outcome is None:
         return ""
-    kind = outcome if outcome in ("won", "tie", "lost", "undecided", "failed") else "tie"
+    kind = outcome if outcome in _OUTCOMES else "tie"
     return f'<span class="chip {kind}">{escape(_OUTCOMES.get(outcome, outcome))}</span>'
 
 
 def side_by_side(samples: Sequence[Sample], outcomes: Sequence[str | None]) -> str:
-    """The first prompt of each topic, in the file's order: before and after next to each other."""
+    """The first prompt of each topic, in the file's order; empty where there are no topics."""
     firsts: dict[str, int] = {}
     for index, sample in enumerate(samples):
         if sample.topic:
@@ -58,40 +49,35 @@ def side_by_side(samples: Sequence[Sample], outcomes: Sequence[str | None]) -> s
 
 
 def _pair(sample: Sample, outcome: str | None) -> str:
-    return f"""<article class="card pair">
-<p class="small">{escape(sample.topic)} {outcome_chip(outcome)}{_facts_note(sample)}</p>
-<h3 class="text" dir="auto">{escape(sample.prompt)}</h3>
-<div class="sides">
-<div class="before"><span class="label">Before</span>{response(sample.before, sample.facts, sample.before_whole)}</div>
-<div class="after"><span class="label">After</span>{response(sample.after, sample.facts, sample.after_whole)}</div>
-</div></article>"""
+    sides = "".join(
+        f'<div class="{name.lower()}"><span class="label">{name}</span>{words}</div>\n'
+        for name, words in zip(("Before", "After"), _both(sample), strict=True)
+    )
+    about = f"{escape(sample.topic)} {outcome_chip(outcome)}{_asked(sample)}"
+    return (
+        f'<article class="card pair">\n<p class="small">{about}</p>\n'
+        f'<h3 class="text" dir="auto">{escape(sample.prompt)}</h3>\n<div class="sides">\n{sides}</div></article>'
+    )
 
 
-def _facts_note(sample: Sample) -> str:
+def _both(sample: Sample) -> tuple[str, str]:
+    before = response(sample.before, sample.facts, sample.before_whole)
+    return before, response(sample.after, sample.facts, sample.after_whole)
+
+
+def _asked(sample: Sample) -> str:
     facts = "; ".join(" or ".join(part.strip() for part in fact.split("|")) for fact in sample.facts)
     return f" a right answer says: {escape(facts)}" if facts else ""
 
 
 def example_table(samples: Sequence[Sample], outcomes: Sequence[str | None]) -> str:
     """The first prompts of the file as a table, and all the others in one that is folded away."""
-    table = _table(samples[:FIRST], outcomes[:FIRST])
-    if len(samples) <= FIRST:
-        return table
-    rest = len(samples) - FIRST
-    summary = f"<summary>The other {rest} prompts, in the same order</summary>"
-    return f"{table}\n<details>{summary}\n{_table(samples[FIRST:], outcomes[FIRST:])}</details>"
-
-
-def _table(samples: Sequence[Sample], outcomes: Sequence[str | None]) -> str:
-    lines = []
-    for sample, outcome in zip(samples, outcomes, strict=True):
-        before = response(sample.before, sample.facts, sample.before_whole)
-        after = response(sample.after, sample.facts, sample.after_whole)
-        lines.append(
-            f'<tr><th scope="row"><div class="text" dir="auto">{escape(sample.prompt)}</div></th>'
-            f'<td data-label="Before">{before}</td><td data-label="After">{after}</td><td>{outcome_chip(outcome)}</td></tr>'
-        )
-    head = '<tr><th scope="col">Prompt</th><th scope="col">Before</th><th scope="col">After</th><th scope="col">Outcome</th></tr>'
-    columns = '<colgroup><col style="width:24%"><col style="width:37%"><col><col style="width:7rem"></colgroup>'
-    body = "\n".join(lines)
-    return f'<div class="card wide"><table class="stack examples">{columns}<thead>{head}</thead><tbody>\n{body}\n</tbody></table></div>'
+    lines = [
+        (f'<div class="text" dir="auto">{escape(sample.prompt)}</div>', *_both(sample), outcome_chip(outcome))
+        for sample, outcome in zip(samples, outcomes, strict=True)
+    ]
+    shown = table("stack examples", _NAMES, lines[:FIRST])
+    if len(lines) <= FIRST:
+        return shown
+    summary = f"<summary>The other {len(lines) - FIRST} prompts, in the same order</summary>"
+    return f"{shown}\n<details>{summary}\n{table('stack examples', _NAMES, lines[FIRST:])}</details>"

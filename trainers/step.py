@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dataloaders.batches import Row, microbatches
+from dataloaders.chat_format import MARKERS
 from models.logprobs import ScoredSequence, token_logps
 from trainers import distributed
 from trainers.metrics import Clock
@@ -335,8 +336,8 @@ class StepComputer:
         if losses.shape != wanted.shape or not torch.allclose(losses, wanted, rtol=1e-4, atol=1e-5):
             raise ValueError(
                 f"{type(self.trainer).__name__}.loss couples the examples of a step: the loss of an example depends "
-                "on which others are with it. Set `couples_examples = True` in the class, and the result no longer depends on "
-                "micro-batches and processes."
+                "on which others are with it. Set `couples_examples = True` in the class, and the result no longer "
+                "depends on micro-batches and processes."
             )
 
     def _refuse_non_finite(self, losses: torch.Tensor, rows: Sequence[Row]) -> None:
@@ -355,8 +356,9 @@ class StepComputer:
 def describe(row: Row) -> str:
     """Which example a row is, for messages."""
     prompt = row.example.prompt if isinstance(row.example.prompt, str) else str(row.example.prompt)
-    plain = "".join(" " if "\ue000" <= letter <= "\uf8ff" else letter for letter in prompt)
-    return f"{row.example.dataset_name}: {' '.join(plain.split())[:120]!r}"
+    for marker in MARKERS:
+        prompt = prompt.replace(marker, " ")
+    return f"{row.example.dataset_name}: {' '.join(prompt.split())[:120]!r}"
 
 
 def _sequence(row: Row, role: str) -> ScoredSequence:

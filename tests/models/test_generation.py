@@ -1,0 +1,87 @@
+"""Sampling: reproducible, the same for a prompt alone and in a batch, and it says why it ended."""
+
+import numpy as np
+import pytest
+import torch
+
+from models.generation.hf import HFGenerator
+from tests import tiny
+
+PROMPTS = [np.arange(5, 5 + length, dtype=np.int32) for length in (7, 1, 12, 3, 9)]
+
+
+def generator(model, **options) -> HFGenerator:
+    defaults = {"stop_ids": {2}, "pad_id": 0, "max_length": 40, "max_new_tokens": 8, "batch_size": 3}
+    return HFGenerator(model, **defaults | options)
+
+
+def plain_greedy(model, prompt: np.ndarray, count: int) -> list[int]:
+    """Token by token from full forward passes, without a cache or padding."""
+    ids = [int(token) for token in prompt]
+    for _ in range(count):
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_greedy_in_a_left_padded_batch_is_greedy_alone(family: str):
+    """Prevents padding that is attended to or counted as positions, and a cache that goes wrong past a window."""
+    model = tiny.tiny_model(family)
+    completions = generator(model, temperature=0, stop_ids={-1}).generate(PROMPTS)
+    for prompt, completion in zip(PROMPTS, completions, strict=True):
+        assert completion.ids.tolist() == plain_greedy(model, prompt, 8)
+        assert completion.finish_reason == "length"
+
+
+def test_the_seed_decides_and_nothing_else_does():
+    """Prevents samples that depend on, or change, the global random state."""
+    model = tiny.tiny_model()
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = generator(model, seed=5).generate(PROMPTS)
+    assert torch.equal(before, torch.get_rng_state())
+    torch.manual_seed(2)
+    second = generator(model, seed=5).generate(PROMPTS)
+    other = generator(model, seed=6).generate(PROMPTS)
+    assert [c.ids.tolist() for c in first] == [c.ids.tolist() for c in second]
+    assert [c.ids.tolist() for c in first] != [c.ids.tolist() for c in other]
+
+
+def test_why_a_completion_ended():
+    """Prevents a stop token in the text, text after it, and cut completions that pass for complete ones."""
+    model = tiny.tiny_model()
+    free = plain_greedy(model, PROMPTS[0], 8)
+    stop = next(token for token in free[1:] if token != free[0])
+    cut, ended = (generator(model, temperature=0, stop_ids=ids).generate(PROMPTS[:1])[0] for ids in ({-1}, {-1, stop}))
+    assert (cut.finish_reason, len(cut.ids)) == ("length", 8)
+    assert (ended.finish_reason, ended.ids.tolist()) == ("stop", free[: free.index(stop)])
+    assert stop not in ended.ids
+
+
+def test_a_prompt_gets_the_room_that_it_has():
+    """Prevents a completion beyond max_length in a batch whose shorter prompts have more room."""
+    model = tiny.tiny_model()
+    prompts = [np.arange(3, 3 + length, dtype=np.int32) for length in (4, 10)]
+    completions = generator(model, stop_ids={-1}, max_length=12, max_new_tokens=None, batch_size=2).generate(prompts)
+    assert [len(completion.ids) for completion in completions] == [8, 2]
+
+
+def test_the_models_own_sampling_settings_do_not_interfere():
+    """Prevents a greedy run that samples, and a top-k that nobody asked for, because the model's folder says so."""
+    model = tiny.tiny_model()
+    expected = [plain_greedy(model, prompt, 8) for prompt in PROMPTS]
+    wide = generator(model, seed=1, temperature=3.0, top_p=1.0).generate(PROMPTS)
+    model.generation_config.update(do_sample=True, temperature=5.0, top_k=1, top_p=0.1)
+    completions = generator(model, temperature=0, stop_ids={-1}).generate(PROMPTS)
+    assert [completion.ids.tolist() for completion in completions] == expected
+    again = generator(model, seed=1, temperature=3.0, top_p=1.0).generate(PROMPTS)
+    assert [c.ids.tolist() for c in wide] == [c.ids.tolist() for c in again]
+
+
+def test_dropout_is_off_while_sampling():
+    """Prevents a model in training mode from answering with dropout."""
+    model = tiny.tiny_model("gpt2").train()
+    completions = generator(model, temperature=0, stop_ids={-1}).generate(PROMPTS[:1])
+    assert not model.training
+    assert completions[0].ids.tolist() == plain_greedy(model, PROMPTS[0], 8)

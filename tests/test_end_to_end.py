@@ -1,0 +1,186 @@
+"""One slice of every path from a command to its files, in this process: train, evaluate, export, upload, wandb."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from launch.compose import compose
+from launch.evaluate import run as evaluate
+from launch.saved_config import compose_for_eval
+from launch.train import run as train
+
+SMALL = ["model=tiny", "n_examples=8", "n_eval_examples=6", "model.batch_size=4", "lr=1e-3"]
+
+
+def trained(folder: Path, *overrides: str) -> Path:
+    """The folder of a small finished run."""
+    config = compose([*SMALL, f"cache_dir={folder}", *overrides])
+    train(config)
+    return folder / config.exp_name
+
+
+def evaluated(run: Path, *overrides: str) -> object:
+    config, folder = compose_for_eval([f"--config-path={run}", *overrides])
+    return evaluate(config, folder)
+
+
+@pytest.mark.parametrize("loss", ["sft", "dpo", "kto"])
+def test_eval_gives_the_numbers_that_training_ended_with(loss, tmp_path):
+    """Prevents a mode=eval that fails for some loss, as HALOs' did, or that evaluates something else."""
+    run = trained(tmp_path, f"loss={loss}")
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    last = [record for record in records if record["split"] == "eval"][-1]
+    found = evaluated(run, "++mode=eval")
+    assert found["loss/eval"] == pytest.approx(last["loss/eval"], abs=2e-6)
+    assert set(found) == {key for key in last if "eval" in key} - {"eval_seconds"}
+
+
+def test_a_run_leaves_what_the_readme_says(tmp_path):
+    """Prevents a run folder without its config, account, metrics or checkpoint."""
+    run = trained(tmp_path, "loss=dpo", "intermediate_checkpoints=true", "keep_best=loss/eval", "eval_every=4")
+    assert {path.name for path in run.iterdir()} >= {
+        "config.yaml", "data.json", "metrics.jsonl", "LATEST", "BEST", "step-4", "step-8",
+    }  # fmt: skip
+    policy = torch.load(run / "LATEST" / "policy.pt", weights_only=True)
+    assert set(policy) == {"step_idx", "state", "metrics"} and policy["step_idx"] == 2
+    account = json.loads((run / "data.json").read_text())["everyday"]["train"]
+    assert {"rows", "used", "dropped"} <= set(account)
+    train_records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [record for record in train_records if record["split"] == "train"]
+    expected = {
+        "loss/train", "logps_train/chosen", "logps_train/rejected", "rewards_train/chosen", "rewards_train/rejected",
+        "rewards_train/margins", "rewards_train/accuracies", "grad_norm", "counters/examples", "counters/updates",
+        "examples_per_second", "tokens_per_second", "peak_memory_gb", "seconds/data", "seconds/reference",
+        "seconds/forward", "seconds/backward", "seconds/optimizer",
+    }  # fmt: skip
+    assert len(steps) == 2 and expected <= set(steps[0])
+
+
+def test_a_finished_run_is_not_run_again_and_another_config_is_refused(tmp_path, caplog):
+    """Prevents two runs in one folder."""
+    run = trained(tmp_path, "loss=sft")
+    before = (run / "LATEST" / "policy.pt").stat().st_mtime_ns
+    with caplog.at_level("INFO"):
+        trained(tmp_path, "loss=sft")
+    assert "nothing to do" in caplog.text and (run / "LATEST" / "policy.pt").stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="weight_decay"):
+        trained(tmp_path, "loss=sft", "weight_decay=0.5")
+    trained(tmp_path, "loss=sft", "weight_decay=0.5", "overwrite=true")
+    assert (run / "LATEST" / "policy.pt").stat().st_mtime_ns != before
+
+
+def test_training_goes_on_from_another_run(tmp_path):
+    """Prevents a reference that is not what the policy starts from: before the first step all rewards are zero."""
+    trained(tmp_path, "loss=sft", "exp_name=first")
+    second = trained(tmp_path, "loss=dpo", "exp_name=second", "++model.load_from=first/LATEST/policy.pt")
+    first = torch.load(tmp_path / "first" / "LATEST" / "policy.pt", weights_only=True)["state"]
+    fresh = trained(tmp_path, "loss=dpo", "exp_name=third")
+    start = [json.loads((run / "metrics.jsonl").read_text().splitlines()[0]) for run in (second, fresh)]
+    assert start[0]["rewards_eval/margins"] == start[1]["rewards_eval/margins"] == 0
+    assert start[0]["logps_eval/chosen"] > start[1]["logps_eval/chosen"] + 1
+    assert first  # weights there were
+
+
+def test_an_export_loads_elsewhere_and_answers_alike(tmp_path):
+    """Prevents an export that cannot be loaded, or whose weights, template or stop tokens differ from the run's."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run = trained(tmp_path, "loss=sft")
+    folder = evaluated(run, "++mode=export")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    state = torch.load(run / "LATEST" / "policy.pt", weights_only=True)["state"]
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
+    )
+    assert text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") in model.generation_config.eos_token_id
+    card = (folder / "README.md").read_text()
+    assert "everyday" in card and "name: sft" in card and "loss/eval" in card and "lr: 0.001" in card
+
+
+def test_an_export_of_a_model_without_a_template_has_the_strings_of_its_training(tmp_path):
+    """Prevents an export that chats in another format than the one it was trained in."""
+    from transformers import AutoTokenizer
+
+    strings = ["human_prefix='<<H>> '", "human_suffix=' '", "assistant_prefix='<<A>> '", "assistant_suffix=''"]
+    run = trained(tmp_path, "loss=sft", *(f"model.{string}" for string in strings))
+    folder = evaluated(run, "++mode=export")
+    assert AutoTokenizer.from_pretrained(folder).chat_template  # the run's tokenizer brought one
+    from dataloaders.chat_format import ChatFormat
+    from launch.export import template_of
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = template_of(ChatFormat("<<H>> ", " ", '<<A>> "', "", "<s>", "</s>"), None)
+    messages = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Ho"},
+        {"role": "user", "content": "?"},
+    ]
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert rendered == '<s><<H>> Hi <<A>> "Ho</s><<H>> ? <<A>> "'
+
+
+def test_push_to_uploads_the_export(tmp_path, monkeypatch):
+    """Prevents an upload of the wrong folder, or to the wrong place; the call itself is as far as this goes."""
+    import huggingface_hub
+
+    calls = []
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda self, name, **kw: calls.append((name, kw)))
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", lambda self, **kw: calls.append(kw))
+    run = trained(tmp_path, "loss=sft")
+    evaluated(run, "++mode=export", "++push_to=somebody/something")
+    assert calls[0][0] == "somebody/something" and calls[0][1]["private"]
+    assert calls[1] == {"repo_id": "somebody/something", "folder_path": str(run / "export")}
+    with pytest.raises(ValueError, match="ORG/NAME"):
+        evaluated(run, "++mode=export", "++push_to=nowhere")
+
+
+def test_wandb_offline_gets_the_metrics(tmp_path, monkeypatch):
+    """Prevents wandb support that needs an account to be tried, or that keeps a key in the run's files."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_API_KEY", "secret" * 8)
+    run = trained(tmp_path, "loss=sft", "wandb.enabled=true")
+    assert list(run.glob("wandb/offline-run-*/*.wandb"))
+    for path in run.rglob("*"):
+        if path.is_file() and path.suffix in (".yaml", ".json", ".jsonl", ".log"):
+            assert "secret" not in path.read_text(errors="replace"), path
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
+    """Prevents weights that are silently left at random."""
+    run = trained(tmp_path, "loss=sft", "exp_name=wide")
+    with pytest.raises(ValueError, match="another architecture"):
+        trained(
+            tmp_path, "loss=sft", "exp_name=narrow", f"++model.load_from={run}/LATEST/policy.pt",
+            "model.shape.hidden_size=48", "model.shape.head_size=12",
+        )  # fmt: skip
+
+
+def test_a_checkpoint_that_would_execute_code_is_refused(tmp_path):
+    """Prevents that loading a policy.pt runs what somebody put in it."""
+    import pickle
+
+    marker = tmp_path / "executed"
+
+    class Hostile:
+        def __reduce__(self):
+            return Path.touch, (marker,)
+
+    (tmp_path / "policy.pt").write_bytes(pickle.dumps({"state": Hostile()}))
+    torch.save({"state": Hostile()}, tmp_path / "other.pt")
+    for name in ("policy.pt", "other.pt"):
+        with pytest.raises(ValueError, match=name):
+            trained(tmp_path, "loss=sft", f"exp_name={name[:3]}", f"++model.load_from={tmp_path / name}")
+    assert not marker.exists()
+
+
+def test_a_non_finite_loss_stops_before_the_optimizer(tmp_path):
+    """Prevents a checkpoint of NaNs: the message names the step and the examples, and no checkpoint is written."""
+    with pytest.raises(ValueError, match=r"not finite at optimizer step 2 .*everyday: "):
+        trained(tmp_path, "loss=sft", "lr=1e30", "warmup=0", "model.max_grad_norm=null", "optimizer=SGD")
+    assert not (tmp_path / "tiny_sft" / "LATEST").exists()
