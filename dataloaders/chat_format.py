@@ -106,7 +106,7 @@ class ChatFormat:
     def _around(self, role: str) -> tuple[str, str]:
         if role == "user":
             return self.human_prefix, self.human_suffix
-        return self.assistant_prefix + self.lead, self.assistant_suffix if self.assistant_suffix else self.end_of_turn
+        return self.assistant_prefix + self.lead, self.assistant_suffix
 
     @property
     def after_end_of_turn(self) -> str:
@@ -276,7 +276,8 @@ def _renders_alike(format: ChatFormat, tokenizer: PreTrainedTokenizerBase, aroun
     contents = ("Why?", "Because.\n\nSo it is.", "How so", "<think>\nSums.\n</think>\n\n2 + 2", "Ah", "Oh")
     roles = ("user", "assistant") * 3
     turns = tuple((role, around.format(content)) for role, content in zip(roles, contents, strict=True))
-    systems = [None, around.format("Be brief.")] if format.system_prefix is not None else [None]
+    with_system = around == "{}" and format.system_prefix is not None  # Llama 2 strips a system turn with the user's
+    systems = [None, "Be brief."] if with_system else [None]
     for system in systems:
         for length in (1, 3, 5):
             messages = [{"role": "system", "content": system}] if system else []

@@ -271,7 +271,10 @@ def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
 def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
     """A hash of everything in a tokenizer that decides its tokens, and of its chat template."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    content = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    content = tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
+    if backend is not None:  # what the last batch of somebody's was padded and cut to
+        content = {key: value for key, value in content.items() if key not in ("padding", "truncation")}
+    content = json.dumps(content, sort_keys=True)
     return hashlib.sha256(f"{content}{tokenizer.chat_template}{tokenizer.all_special_tokens}".encode()).hexdigest()
 
 

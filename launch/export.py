@@ -67,7 +67,7 @@ def template_of(format: ChatFormat, bos_token: str | None) -> str:
     if bos_token and format.preamble == bos_token:
         preamble = "bos_token"
     user = f"{json.dumps(format.human_prefix)} + message['content'] + {json.dumps(format.human_suffix)}"
-    ending = json.dumps(format.assistant_suffix or format.end_of_turn)
+    ending = json.dumps(format.assistant_suffix)
     assistant = f"{json.dumps(format.assistant_prefix)} + message['content'] + {ending}"
     return (
         f"{{{{ {preamble} }}}}{{% for message in messages %}}"

@@ -192,8 +192,9 @@ def load_model(
         model = _model_from_policy(base, source, shape, options)
     else:
         if load_from is not None and base.kind != "hub":
-            # The model is `base`; a folder of another one would otherwise be loaded in its place.
-            options |= {"config": _architecture(base, shape, options), "ignore_mismatched_sizes": True}
+            # A folder is loaded by its own config: one of another model would be loaded in the place of `base`.
+            wanted, found = (_weights_of(_architecture(one, shape, options), options) for one in (base, source))
+            _refuse_other_architecture(source, _differences(wanted, found))
         try:
             model, info = AutoModelForCausalLM.from_pretrained(source.path, output_loading_info=True, **options)
         except OSError as error:
@@ -207,7 +208,6 @@ def load_model(
 def _model_from_policy(
     base: Weights, source: Weights, shape: Mapping[str, Any] | None, options: dict[str, Any]
 ) -> PreTrainedModel:
-    import torch
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     from models.checkpoints import read_policy
@@ -216,19 +216,9 @@ def _model_from_policy(
     config = _architecture(base if base.kind != "policy" else source, shape, options)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f"{type(config).__name__} is no causal language model that transformers has built in.")
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    with torch.device("meta"):
-        wanted = kind(config).state_dict()
-    _refuse_other_architecture(
-        source,
-        {
-            "missing_keys": wanted.keys() - state.keys(),
-            "unexpected_keys": state.keys() - wanted.keys(),
-            "mismatched_keys": [k for k in wanted.keys() & state.keys() if wanted[k].shape != state[k].shape],
-        },
-    )
+    _refuse_other_architecture(source, _differences(_weights_of(config, options), state))
     # The class itself, not AutoModel: with a state and no folder it builds nothing twice.
-    return kind.from_pretrained(
+    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
         None,
         config=config,
         state_dict=state,
@@ -252,6 +242,23 @@ def _architecture(weights: Weights, shape: Mapping[str, Any] | None, options: di
         return AutoConfig.from_pretrained(folder, **kept)
     except OSError as error:
         raise _unreadable(weights, error) from error
+
+
+def _weights_of(config: PretrainedConfig, options: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The weights that a model of this config has, without their values."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=options["trust_remote_code"]).state_dict()
+
+
+def _differences(wanted: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
+    return {
+        "missing_keys": sorted(wanted.keys() - found.keys()),
+        "unexpected_keys": sorted(found.keys() - wanted.keys()),
+        "mismatched_keys": [key for key in wanted if key in found and wanted[key].shape != found[key].shape],
+    }
 
 
 def _refuse_other_architecture(source: Weights, info: Mapping[str, Any]) -> None:

@@ -85,7 +85,7 @@ def summarize(run: Run, samples: Samples, results: Sequence[dict[str, Any]]) -> 
     """The headline of a run from its records, samples and result lines."""
     verdicts = sorted(map(_verdict, results), key=lambda verdict: verdict.judge == BASELINE_RULE)
     known = [sample for sample in samples.samples if None not in (sample.before_whole, sample.after_whole)]
-    scored = [sample for sample in samples.samples if sample.log_ratio is not None and sample.tokens]
+    scored = [sample for sample in samples.samples if None not in (sample.log_ratio, sample.tokens)]
     return Headline(
         verdicts=verdicts,
         facts=_change(samples.with_facts(), lambda sample, text: says_all(getattr(sample, text), sample.facts)),
@@ -152,10 +152,10 @@ def evaluation_pairs(run: Run) -> int | None:
 
 
 def _divergence(samples: Sequence[Sample], per_token: bool) -> Estimate | None:
-    if not samples:
+    ratios, tokens = [sample.log_ratio for sample in samples], [sample.tokens for sample in samples]
+    if not sum(tokens):
         return None
-    ratios = [sample.log_ratio for sample in samples]
-    value, interval = ratio_interval(ratios, [s.tokens for s in samples]) if per_token else mean_interval(ratios)
+    value, interval = ratio_interval(ratios, tokens) if per_token else mean_interval(ratios)
     return Estimate(value, interval, len(samples))
 
 

@@ -28,7 +28,7 @@ def response(text: str, facts: Sequence[str], whole: bool | None) -> str:
     if not text.strip():
         return '<div class="text empty">(empty)</div>'
     cut = ' <span class="chip cut">cut off</span>' if whole is False else ""
-    return f'<div class="text" dir="auto">{marked(text, facts)}{cut}</div>'
+    return f'<div class="text" dir="auto"><bdi>{marked(text, facts)}</bdi>{cut}</div>'
 
 
 def outcome_chip(outcome: str | None) -> str:

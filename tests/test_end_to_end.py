@@ -122,7 +122,7 @@ def test_an_export_of_a_model_without_a_template_has_the_strings_of_its_training
         {"role": "user", "content": "?"},
     ]
     rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert rendered == '<s><<H>> Hi <<A>> "Ho</s><<H>> ? <<A>> "'
+    assert rendered == '<s><<H>> Hi <<A>> "Ho<<H>> ? <<A>> "'
 
 
 def test_push_to_uploads_the_export(tmp_path, monkeypatch):

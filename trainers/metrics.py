@@ -30,8 +30,8 @@ class Averages:
 
     def add(self, name: str, values: torch.Tensor, weights: torch.Tensor | None = None) -> None:
         """Adds per-example values (N,); `weights` (N,) multiply the sum but not the count, as in a loss."""
-        values = values.detach().double().cpu()
-        self.sums[name] += float((values if weights is None else values * weights.double().cpu()).sum())
+        values = values.detach().cpu().double()
+        self.sums[name] += float((values if weights is None else values * weights.cpu().double()).sum())
         self.counts[name] += values.numel()
 
     def add_together(self, values: Callable[[Sequence[Any]], Mapping[str, torch.Tensor]], part: Any) -> None:

