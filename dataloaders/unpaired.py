@@ -81,7 +81,15 @@ class UnpairedPreferenceDataLoader(DataLoader):
         steps = super().arrange(merged)
         if len(steps) > 1 and len({bool(self.data[index].desirable) for index in steps[-1]}) < 2:
             steps[-2:] = [np.concatenate(steps[-2:])]  # too small for both classes: part of the step before it
-        return steps
+        return [self._both_first(step) for step in steps]
+
+    def _both_first(self, step: np.ndarray) -> np.ndarray:
+        """A step whose first two rows are one of each class, so that `n_examples` may cut it anywhere behind them."""
+        labels = [bool(self.data[index].desirable) for index in step]
+        if len(set(labels)) < 2:
+            return step
+        other = labels.index(not labels[0])
+        return np.concatenate([step[[0, other]], np.delete(step, [0, other])])
 
     def finish(self, order: np.ndarray, start: int, stop: int) -> list[Row]:
         """Adds to each row the response of the next row in the epoch that truly does not match its prompt."""

@@ -124,7 +124,7 @@ def _status(folder: Path, config: DictConfig) -> str:
             f"{folder} has no config.yaml but {sorted(foreign)[0]}, so it is no run's folder and nothing is written "
             "there: choose another name with exp_name=NAME."
         )
-    if saved.is_file() and not config.overwrite:
+    if saved.is_file() and not config.overwrite and _begun(folder):
         differing = differences(read_config(saved), config)
         if differing:
             raise ValueError(
@@ -136,6 +136,15 @@ def _status(folder: Path, config: DictConfig) -> str:
         _empty(folder)
     _write(saved, OmegaConf.to_yaml(config))
     return "new"
+
+
+def _begun(folder: Path) -> bool:
+    """Whether anything was trained: a run that ended before that (no model, say) does not hold its name."""
+    metrics = folder / "metrics.jsonl"
+    if metrics.is_file() and metrics.stat().st_size:
+        return True
+    kept = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
+    return bool(kept - BEFORE_A_RUN - {"config.yaml", "metrics.jsonl"})
 
 
 def _empty(folder: Path) -> None:

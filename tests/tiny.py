@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace as dataclass_replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +70,9 @@ def tiny_model(family: str = "llama", seed: int = 0, dtype: torch.dtype = torch.
 def config(loss: str = "dpo", **changes: Any) -> DictConfig:
     """The config of a run on `model=tiny`; `changes` by dotted key, `model__batch_size` for `model.batch_size`."""
     parts = {
-        "model": OmegaConf.merge(*(OmegaConf.load(CONFIG / "model" / f"{name}.yaml") for name in ("base_model", "tiny"))),
+        "model": OmegaConf.merge(
+            *(OmegaConf.load(CONFIG / "model" / f"{name}.yaml") for name in ("base_model", "tiny"))
+        ),
         "loss": OmegaConf.load(CONFIG / "loss" / f"{loss}.yaml"),
         "datasets": {"everyday": OmegaConf.load(CONFIG / "datasets" / "everyday.yaml")},
     }
@@ -118,7 +119,9 @@ def pairs(count: int, seed: int = 0) -> list[tuple[str, str, str]]:
     return [(f"{number} {words(2, 12)}?", f"a{words(1, 20)}", f"b{words(1, 20)}") for number in range(count)]
 
 
-def loader(kind: type[DataLoader], count: int = 12, *, max_length: int = 200, seed: int = 0, **options: Any) -> DataLoader:
+def loader(
+    kind: type[DataLoader], count: int = 12, *, max_length: int = 200, seed: int = 0, **options: Any
+) -> DataLoader:
     """A DataLoader on `pairs(count)`."""
     return kind([Source(dataset(pairs(count, seed)))], tokenize(max_length=max_length), **options)
 

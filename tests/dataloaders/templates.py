@@ -1,5 +1,7 @@
 """Chat templates as models carry them, by family, and a byte-level tokenizer that knows their special tokens."""
 
+# ruff: noqa: E501 (templates stand as they are)
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -7,9 +9,7 @@ from typing import Any
 
 from models.byte_tokenizer import byte_tokenizer
 
-ALTERNATE = (
-    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Roles must alternate') }}{% endif %}"
-)
+ALTERNATE = "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Roles must alternate') }}{% endif %}"
 NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
 
 

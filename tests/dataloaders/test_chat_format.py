@@ -104,7 +104,7 @@ def test_a_template_that_cannot_be_taken_apart_is_said_once(caplog):
     with caplog.at_level(logging.INFO):
         format = chat_format(tokenizer_of("qwen3"))
     assert caplog.text.count("cannot be taken apart") == 1
-    with pytest.raises(ValueError, match="Set model.human_prefix"):
+    with pytest.raises(ValueError, match=r"Set model\.human_prefix"):
         format.later_turns((("user", "a"), ("assistant", "b")))
 
 
@@ -153,7 +153,9 @@ def test_a_suffix_without_special_token_ends_with_eos():
     assert (format.end_of_turn, format.after_end_of_turn) == ("\n<|im_end|>", "")
 
 
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs", "Co"]), min_size=1, max_size=8), min_size=1, max_size=6))
+@given(
+    st.lists(st.text(st.characters(exclude_categories=["Cs", "Co"]), min_size=1, max_size=8), min_size=1, max_size=6)
+)
 def test_markers_are_taken_apart_again(contents: list[str]):
     """Prevents a text that looks like a turn from becoming one, and a turn that is lost."""
     conversation = Conversation.parse(tiny.prompt(*contents[: len(contents) - 1 + len(contents) % 2]))

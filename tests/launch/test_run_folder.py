@@ -29,9 +29,24 @@ def changed(config, **values):
     return copy
 
 
+def begun(config):
+    """Claims the folder of a run and leaves there what its first step does."""
+    claimed = claim(config)
+    (claimed.folder / "metrics.jsonl").write_text("{}\n")
+    return claimed
+
+
+def test_a_run_that_trained_nothing_does_not_hold_its_name(config):
+    """Prevents that a run refused for its model, say, has to be removed by hand before a better try."""
+    folder = claim(config).folder
+    (folder / "metrics.jsonl").touch()
+    again = claim(changed(config, lr=0.1))
+    assert again.status == "new" and OmegaConf.load(folder / "config.yaml").lr == 0.1
+
+
 def test_a_folder_is_new_then_unfinished_then_finished(config):
     """Prevents a finished run that trains again, and an unfinished one that is taken for finished."""
-    first = claim(config)
+    first = begun(config)
     assert first.status == "new" and OmegaConf.load(first.folder / "config.yaml") == config
     assert claim(config).status == "unfinished"
     finish(first.folder)
@@ -40,14 +55,14 @@ def test_a_folder_is_new_then_unfinished_then_finished(config):
 
 def test_another_config_is_refused_with_what_differs(config):
     """Prevents a run that overwrites another, or goes on with another's checkpoint."""
-    claim(config)
+    begun(config)
     with pytest.raises(ValueError, match=r"lr: 5e-06 there, 0.1 here; loss.beta: 0.1 there, 0.2 here.*overwrite=true"):
         claim(changed(config, lr=0.1, loss__beta=0.2))
 
 
 def test_what_does_not_change_the_training_is_not_compared(config):
     """Prevents that a run cannot resume on another device or with another log interval."""
-    claim(config)
+    begun(config)
     same = changed(config, device="cpu", n_samples=3, wandb__enabled=True, minimum_log_interval_secs=5.0, mode="eval")
     assert claim(same).status == "unfinished"
     flat = {key for key in NOT_COMPARED if OmegaConf.select(config, key, default="gone") == "gone"}
@@ -94,7 +109,7 @@ def in_another_process(config, then: str = "") -> subprocess.CompletedProcess[st
 
 def test_two_processes_never_share_a_folder(config):
     """Prevents two runs started at once that write the same checkpoint."""
-    claim(config)
+    begun(config)
     result = in_another_process(config)
     assert "is in use by process" in result.stderr and result.stdout == ""
     release(run_folder(config))
@@ -105,6 +120,7 @@ def test_a_killed_process_leaves_no_lock(config):
     """Prevents that a crashed run can only be resumed after deleting a file by hand."""
     killed = in_another_process(config, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     assert killed.stdout == "new\n" and killed.returncode == -9
+    (run_folder(config) / "metrics.jsonl").write_text("{}\n")
     assert claim(config).status == "unfinished"
 
 
@@ -124,7 +140,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_with_its_fix(config, tmp_pa
 
 def test_a_broken_saved_config_is_named(config):
     """Prevents a YAML error that does not say which file."""
-    folder = claim(config).folder
+    folder = begun(config).folder
     (folder / "config.yaml").write_text("a: [1\n")
     with pytest.raises(ValueError, match=r"config\.yaml: not a config"):
         claim(config)

@@ -30,7 +30,8 @@ class Evil:
 def saved(folder, **changes):
     model = tiny.tiny_model()
     write_folder(
-        folder, lambda place: save_policy(place, model, byte_tokenizer(), step_idx=7, metrics={"loss/eval": 0.5} | changes)
+        folder,
+        lambda place: save_policy(place, model, byte_tokenizer(), step_idx=7, metrics={"loss/eval": 0.5} | changes),
     )
     return model
 
@@ -69,7 +70,7 @@ def test_a_malicious_pickle_is_refused_and_not_executed(how: str, tmp_path):
 
 
 def test_torn_and_foreign_files_are_named(tmp_path):
-    """Prevents a traceback of zipfile for a file that a full disk or a broken copy has torn, or that is something else."""
+    """Prevents a traceback of zipfile for a file that a full disk has torn, or that is something else."""
     saved(tmp_path / "LATEST")
     whole = (tmp_path / "LATEST" / "policy.pt").read_bytes()
     for number, contents in enumerate((whole[: len(whole) // 2], whole[:10], b"", b"no checkpoint")):
@@ -80,7 +81,7 @@ def test_torn_and_foreign_files_are_named(tmp_path):
     torch.save({"model": {}}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="no weights under 'state'"):
         read_policy(tmp_path / "other.pt")
-    with pytest.raises(ValueError, match="missing.pt"):
+    with pytest.raises(ValueError, match=r"missing\.pt"):
         read_policy(tmp_path / "missing.pt")
 
 

@@ -71,7 +71,9 @@ def test_a_loaded_policy_can_be_trained_and_saved_again(tmp_path):
     assert torch.equal(weights(again), weights(model))
 
 
-@pytest.mark.parametrize("change", [{"layers": 3}, {"layers": 1}, {"hidden_size": 48, "head_size": 12}, {"vocabulary": 300}])
+@pytest.mark.parametrize(
+    "change", [{"layers": 3}, {"layers": 1}, {"hidden_size": 48, "head_size": 12}, {"vocabulary": 300}]
+)
 def test_another_architecture_is_refused(change: dict, tmp_path):
     """Prevents a model with some random weights: fewer or more layers, other sizes, as policy.pt and as folder."""
     model = policy_in(tmp_path / "other", load_model("random", shape=SHAPE | change))
@@ -126,9 +128,9 @@ def test_a_path_that_is_not_there_is_no_hub_id(name: str):
 
 def test_a_missing_package_and_an_empty_folder_are_named(tmp_path):
     """Prevents an import error where the embedded model is not installed, and an empty folder that is read anyway."""
-    with pytest.raises(ValueError, match="no_such_package.*--no-deps -r requirements-model.txt"):
+    with pytest.raises(ValueError, match=r"no_such_package.*--no-deps -r requirements-model.txt"):
         locate("package:no_such_package/model.gguf")
-    with pytest.raises(ValueError, match="neither config.json nor policy.pt"):
+    with pytest.raises(ValueError, match=r"neither config\.json nor policy.pt"):
         locate(str(tmp_path))
 
 

@@ -17,7 +17,7 @@ from reports.win_rates import wilson_interval
         # 1 x 12 - 1 x 7 = 5 is positive, but below 21 / 2, so that the continuity correction leaves no correlation
         ((1, 1, 7, 12), -0.506920, -0.025559),
         # A negative correlation is not corrected: -54 / sqrt(6 x 10 x 9 x 7)
-        ((0, 6, 9, 1), LOW, HIGH),
+        ((0, 6, 9, 1), -0.571964, 0.267307),
     ],
 )
 def test_the_paired_interval_is_newcombes(counts, low, high):

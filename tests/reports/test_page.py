@@ -4,6 +4,8 @@ import base64
 import io
 import json
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -65,7 +67,7 @@ def page_of(folder, samples=None, *more):
 
 
 def test_a_hostile_response_stays_text(tmp_path):
-    """Prevents a response that runs a script, loads a picture or breaks the page: prompts, facts and topics likewise."""
+    """Prevents a response that runs a script, loads a picture or breaks the page; prompts, facts, topics likewise."""
     ordinary = Reader(page_of(tmp_path / "ordinary"))
     texts = (HOSTILE * 3)[:20]
     samples = [
@@ -175,7 +177,7 @@ def test_curves_are_pictures_with_words(tmp_path):
 
 
 def test_points_leave_out_what_is_no_value():
-    """Prevents a pair accuracy of 0 % before training, where all rewards are 0, and a gap for a metric of some steps."""
+    """Prevents a pair accuracy of 0 % before training, where all rewards are 0."""
     start = {"split": "eval", "rewards_eval/accuracies": 0.0, "rewards_eval/margins": 0.0, "counters/examples": 0}
     end = {"split": "eval", "rewards_eval/accuracies": 0.0, "rewards_eval/margins": -0.1, "counters/examples": 32}
     run = Run({}, [start, {"split": "train", "loss/train": 1.0, "counters/examples": 16}, end], {})
@@ -218,13 +220,10 @@ def test_prompts_may_be_messages(tmp_path):
 
 def test_reports_need_no_torch(tmp_path):
     """Prevents a report that takes as long to start as training: no heavy library, none of our other packages."""
-    import subprocess
-    import sys
-
     arguments = json.dumps(write_files(tmp_path))
     program = (
         f"import sys; from reports.page import main; code = main({arguments}); "
-        "ours = {'scorers', 'models', 'dataloaders', 'trainers', 'launch', 'torch', 'transformers'} & set(sys.modules); "
-        "sys.exit(str(ours) if ours else code)"
+        "heavy = {'scorers', 'models', 'dataloaders', 'trainers', 'launch', 'torch', 'transformers'} & {*sys.modules}; "
+        "sys.exit(str(heavy) if heavy else code)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

@@ -13,7 +13,7 @@ def simple_kto(
     reference_rejected_logps: torch.Tensor,
     beta: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """With r the log ratios, each class is measured by the clamped mean ratio of the other; gradients flow through it."""
+    """With r the log ratios, a class is measured by the clamped mean of the other; gradients flow through it."""
     chosen = policy_chosen_logps - reference_chosen_logps
     rejected = policy_rejected_logps - reference_rejected_logps
     chosen_mean, rejected_mean = chosen.mean().clamp(min=0), rejected.mean().clamp(min=0)

@@ -67,7 +67,7 @@ def test_an_unknown_optimizer_is_named():
 
 
 def test_clipping_is_by_the_global_norm():
-    """Prevents clipping each tensor by itself: gradients (3, 0) and (4,) have the norm 5, clipped to 1 they are 0.6, 0.8."""
+    """Prevents clipping each tensor by itself: (3, 0) and (4,) have the norm 5, clipped to 1 they are 0.6, 0.8."""
     first, second = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(1))
     first.grad, second.grad = torch.tensor([3.0, 0.0]), torch.tensor([4.0])
     assert clip_gradients([first, second], None) == pytest.approx(5)

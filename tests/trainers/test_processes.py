@@ -53,7 +53,7 @@ def test_processes_change_nothing(count: int, alone: dict, together):
 
 
 def test_the_cases_have_what_they_are_for(alone: dict):
-    """Prevents a comparison that compares nothing: the estimate is not clamped everywhere, pair accuracies are there."""
+    """Prevents a comparison that compares nothing: the estimate is not always clamped, pair accuracies are there."""
     assert any(result.get("train", {}).get("rewards/KL_estimate", 0) > 0 for result in alone.values())
     assert "rewards_eval/accuracies" in alone["kto odd"]["eval"]
     assert "rewards/unpaired_accuracies" in alone["simple_kto odd"]["train"]

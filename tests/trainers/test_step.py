@@ -1,4 +1,4 @@
-"""One optimizer step: however it is cut into micro-batches, ordered or padded, its gradient and metrics are the same."""
+"""One optimizer step: however it is cut into micro-batches, ordered or padded, its gradient and metrics stay."""
 
 import numpy as np
 import pytest
@@ -42,9 +42,7 @@ def step(name: str, rows, budget: int = WHOLE, *, dtype=torch.float64, reference
     """(gradient, metrics) of one step."""
     kind, loss = CASES[name]
     seed = None if name in ("sft", "sorted") else reference_seed
-    trainer = tiny.trainer(
-        kind, loss, reference_seed=seed, dtype=dtype, model__tokens_per_microbatch=budget, **options
-    )
+    trainer = tiny.trainer(kind, loss, reference_seed=seed, dtype=dtype, model__tokens_per_microbatch=budget, **options)
     averages = Averages()
     trainer._collect(trainer.computer.gradients(rows), averages)
     return tiny.gradients(trainer.policy), averages.means()
@@ -148,7 +146,7 @@ def test_kto_is_the_formula_on_plain_forwards():
 
 @pytest.mark.parametrize("seeds", [(0, 1), (1, 0)])
 def test_the_estimate_is_clamped_in_a_step(seeds: tuple[int, int]):
-    """Prevents a negative KL: with policy and reference exchanged the estimate changes sign, and one of the two is 0."""
+    """Prevents a negative KL: with policy and reference exchanged the estimate changes sign: one of the two is 0."""
     rows = rows_of("kto")
     policy = tiny.tiny_model(seed=seeds[0], dtype=torch.float64)
     _, metrics = step("kto", rows, reference_seed=seeds[1], policy=policy)
@@ -169,6 +167,7 @@ def test_weight_two_is_the_row_twice(name: str):
     twice = [rows[0], *rows]
     if name == "simple_kto":
         heavy, twice = [tiny.dataclass_replace(row, weight=2.0) for row in rows], [*rows, *rows]
+
     def tokens(some):
         return sum(len(row.responses["target"].ids) for row in some)
 
@@ -192,7 +191,7 @@ def test_weight_zero_has_no_gradient(name: str):
 
 @pytest.mark.parametrize("reference_seed", [0, 1])
 def test_an_undeclared_coupling_is_refused(reference_seed: int):
-    """Prevents a gradient that depends on micro-batches, at the very first step, where policy and reference are equal."""
+    """Prevents a gradient that depends on micro-batches, also at the first step, where policy is reference."""
     trainer = tiny.trainer(UndeclaredSimpleKTOTrainer, "kto", reference_seed=reference_seed)
     with pytest.raises(ValueError, match=r"couples_examples = True"):
         trainer.computer.gradients(rows_of("kto"))

@@ -1,4 +1,4 @@
-"""The loop: learns, logs every step under HALOs' names, evaluates a fixed set, saves, and stops at what is not finite."""
+"""The loop: learns, logs every step under HALOs' names, evaluates a fixed set, saves, stops at what is not finite."""
 
 import json
 import math
@@ -46,8 +46,8 @@ class Run:
         reference = None if loss == "sft" else 0
         self.folder = folder
         self.trainer = tiny.trainer(
-            kind or default, loss, reference_seed=reference, train_loader=made, eval_rows=made.fixed_rows(8), folder=folder,
-            metrics_log=log, **{"lr": 1e-2, "warmup": 0.0} | options,
+            kind or default, loss, reference_seed=reference, train_loader=made, eval_rows=made.fixed_rows(8),
+            folder=folder, metrics_log=log, **{"lr": 1e-2, "warmup": 0.0} | options,
         )  # fmt: skip
 
     def records(self, split: str) -> list[dict]:
@@ -119,7 +119,7 @@ def test_evaluating_changes_nothing(tmp_path):
 
 
 def test_keep_best_keeps_the_best(tmp_path):
-    """Prevents keeping the last checkpoint, or the first: of losses 3 (before training), 2, 1, 1.5 the third is best."""
+    """Prevents keeping the last checkpoint, or the first: of 3 (before training), 2, 1 and 1.5 the third is best."""
     run = Run(tmp_path, eval_every=4, keep_best="loss/eval")
     losses = iter([3.0, 2.0, 1.0, 1.5])
     run.trainer.evaluate = lambda: {"loss/eval": next(losses)}
@@ -144,7 +144,7 @@ def test_which_metric_is_better(name: str, sequence: list[float], best: float):
 def test_an_unknown_best_metric_stops_the_run_before_it_trains(tmp_path):
     """Prevents a training that is lost at its end to a misspelled name."""
     run = Run(tmp_path, keep_best="reward/margin")
-    with pytest.raises(ValueError, match="keep_best=reward/margin.*rewards_eval/margins"):
+    with pytest.raises(ValueError, match=r"keep_best=reward/margin.*rewards_eval/margins"):
         run.trainer.train()
     assert run.trainer.step_idx == 0
 
