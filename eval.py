@@ -6,8 +6,8 @@ import logging
 import sys
 
 from launch.errors import one_line_errors
+from launch.hub import go_offline_when_unreachable
 from launch.saved_config import compose_for_eval
-from models.hub import go_offline_when_unreachable
 
 
 def main() -> None:
@@ -15,7 +15,7 @@ def main() -> None:
     with one_line_errors("eval.py"):
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
         config, folder = compose_for_eval(sys.argv[1:])
-        go_offline_when_unreachable()
+        go_offline_when_unreachable(config)
         from launch.evaluate import run
 
         run(config, folder)

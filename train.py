@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from launch.compose import check_command, compose_job
 from launch.errors import one_line_errors
-from models.hub import go_offline_when_unreachable
+from launch.hub import go_offline_when_unreachable
 
 
 @hydra.main(version_base=None, config_path="config", config_name="config")
@@ -20,7 +20,7 @@ def main(_: DictConfig) -> None:
     """Runs one job. What Hydra passes is composed anew, because only the checked config has each key's type."""
     with one_line_errors("train.py"):
         config = compose_job("train.py")
-        go_offline_when_unreachable()
+        go_offline_when_unreachable(config)
         from launch.train import run
 
         run(config)

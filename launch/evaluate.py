@@ -118,7 +118,7 @@ def choose_prompts(config: DictConfig, tokenize: ExampleTokenizer) -> tuple[list
 def respond(
     config: DictConfig, model: PreTrainedModel, tokenize: ExampleTokenizer, prompts: list[np.ndarray], name: str
 ) -> list[tuple[str, str, np.ndarray]]:
-    """For each prompt the text of a response, why it ended, and its token ids."""
+    """For each prompt the text of a response, why it ended, and its token ids with the one that ended it."""
     from models.generation.hf import HFGenerator
 
     tokenizer = tokenize.tokenizer
@@ -135,7 +135,9 @@ def respond(
     )
     completions = generator.generate(prompts, f"sampling the {name}")
     texts = tokenizer.batch_decode([c.ids for c in completions], skip_special_tokens=True)
-    return [(text.strip(), c.finish_reason, c.ids) for text, c in zip(texts, completions, strict=True)]
+    # The token that ended a response is part of what the model chose to say.
+    ids = [c.ids if c.end is None else np.append(c.ids, c.end) for c in completions]
+    return [(text.strip(), c.finish_reason, whole) for text, c, whole in zip(texts, completions, ids, strict=True)]
 
 
 def stop_ids(model: PreTrainedModel, tokenize: ExampleTokenizer) -> set[int]:

@@ -196,7 +196,7 @@ def _notes(headline: Headline, samples: Samples) -> list[str]:
     if headline.divergence is not None:
         note = (
             "KL from the model before: the mean, over responses of the model after, of how much more likely it makes "
-            "them, as a difference of log-probabilities. The token that ends a response is not counted."
+            "them, as a difference of log-probabilities."
         )
         temperature, top_p = (setting(samples.config, key, 1.0) for key in ("temperature", "top_p"))
         if (temperature, top_p) != (1.0, 1.0):

@@ -14,10 +14,15 @@ from transformers import GenerationConfig, PreTrainedModel
 
 @dataclass(frozen=True)
 class Completion:
-    """Sampled token ids, without the token that ended them; `finish_reason` is `stop` or `length` (cut off)."""
+    """Sampled token ids, without the token `end` that ended them; it is None when the length limit cut them off."""
 
     ids: np.ndarray
-    finish_reason: str
+    end: int | None
+
+    @property
+    def finish_reason(self) -> str:
+        """`stop` when the model ended by itself, else `length`."""
+        return "length" if self.end is None else "stop"
 
 
 class HFGenerator:
@@ -98,5 +103,5 @@ class HFGenerator:
     def _finish(self, ids: np.ndarray, room: int) -> Completion:
         ends = np.flatnonzero(np.isin(ids[:room], self.stop_ids))
         if len(ends):
-            return Completion(ids[: ends[0]], "stop")
-        return Completion(ids[:room], "length")
+            return Completion(ids[: ends[0]], int(ids[ends[0]]))
+        return Completion(ids[:room], None)

@@ -128,7 +128,7 @@ def test_without_a_template_the_strings_are_those_of_halos():
     tokenizer.chat_template = None
     format = chat_format(tokenizer)
     assert joined(format, ["Hi", "Hello", "So?"]) == (
-        "<s>\n<|user|>\nHi\n<|assistant|>\nHello</s>\n<|user|>\nSo?\n<|assistant|>\n"
+        "<s>\n<|user|>\nHi\n<|assistant|>\nHello\n<|user|>\nSo?\n<|assistant|>\n"
     )
     assert format.end_of_turn == "</s>"
     plain = byte_tokenizer()

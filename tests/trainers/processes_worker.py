@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -40,7 +41,7 @@ def rows_of(loss: str, count: int) -> list:
     rows = next(made.epoch(0))[:count]
     if loss == "dpo":
         return rows  # the sorted loss matches weights with ranks, not with rows
-    return [tiny.dataclass_replace(row, weight=0.5 + number % 3) for number, row in enumerate(rows)]
+    return [replace(row, weight=0.5 + number % 3) for number, row in enumerate(rows)]
 
 
 def compute(name: str, count: int) -> dict:

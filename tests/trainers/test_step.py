@@ -1,5 +1,7 @@
 """One optimizer step: however it is cut into micro-batches, ordered or padded, its gradient and metrics stay."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -34,7 +36,7 @@ def rows_of(loss: str, count: int = 5, weights: bool = False):
     made = tiny.loader(LOADERS[loss], count, batch_size=100)
     rows = next(made.epoch(0))
     if weights:
-        rows = [tiny.dataclass_replace(row, weight=0.25 * (1 + number % 4)) for number, row in enumerate(rows)]
+        rows = [replace(row, weight=0.25 * (1 + number % 4)) for number, row in enumerate(rows)]
     return rows
 
 
@@ -163,10 +165,10 @@ def test_weight_two_is_the_row_twice(name: str):
     rows, so there policy and reference are the same and it is 0.
     """
     rows = rows_of(CASES[name][1], 3)
-    heavy = [tiny.dataclass_replace(rows[0], weight=2.0), *rows[1:]]
+    heavy = [replace(rows[0], weight=2.0), *rows[1:]]
     twice = [rows[0], *rows]
     if name == "simple_kto":
-        heavy, twice = [tiny.dataclass_replace(row, weight=2.0) for row in rows], [*rows, *rows]
+        heavy, twice = [replace(row, weight=2.0) for row in rows], [*rows, *rows]
 
     def tokens(some):
         return sum(len(row.responses["target"].ids) for row in some)
@@ -181,7 +183,7 @@ def test_weight_two_is_the_row_twice(name: str):
 def test_weight_zero_has_no_gradient(name: str):
     """Prevents a row of weight 0 from being trained on: it changes the count and, in KTO, the estimate, no more."""
     rows = rows_of(CASES[name][1], 3)
-    silent = [tiny.dataclass_replace(row, weight=0.0) for row in rows]
+    silent = [replace(row, weight=0.0) for row in rows]
     gradient, metrics = step(name, silent)
     assert gradient.norm() == 0
     assert metrics["loss"] == 0

@@ -7,17 +7,32 @@ import os
 import socket
 from urllib.parse import urlsplit
 
+from omegaconf import DictConfig
+
+from models.loading import locate
+
 log = logging.getLogger(__name__)
 
 
-def go_offline_when_unreachable(seconds: float = 5.0) -> bool:
-    """Sets HF_HUB_OFFLINE when no connection to the hub opens; what is cached still loads, the rest fails at once.
+def needs_hub(config: DictConfig) -> bool:
+    """Whether a run's model or one of its data sets is named by a hub id."""
+    names = [config.model.name_or_path, config.model.load_from]
+    on_hub = [name for name in names if name is not None and locate(name, config.cache_dir).kind == "hub"]
+    return bool(on_hub) or any(options.get("hub") and not options.get("path") for options in config.datasets.values())
+
+
+def go_offline_when_unreachable(config: DictConfig, seconds: float = 5.0) -> bool:
+    """Sets HF_HUB_OFFLINE when a run needs the hub and no connection to it opens.
+
+    What is cached still loads then, and the rest fails at once instead of after many retries.
 
     To be called before huggingface_hub is imported, which reads the variable then. Returns whether the hub is offline.
     A proxy is believed without asking.
     """
     if os.environ.get("HF_HUB_OFFLINE"):
         return True
+    if not needs_hub(config):
+        return False
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
         return False
     place = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
