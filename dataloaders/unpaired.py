@@ -17,6 +17,8 @@ from dataloaders.tokenization import TokenizedExample
 
 log = logging.getLogger(__name__)
 
+NO_MISMATCH = "The KL of this loss is measured on responses to other prompts: add prompts."
+
 
 class UnpairedPreferenceDataLoader(DataLoader):
     """One row per labelled response: role `target`, and role `KL`, a response to another prompt.
@@ -24,12 +26,16 @@ class UnpairedPreferenceDataLoader(DataLoader):
     Where an example has labels they are used; otherwise each of its pairs gives a desirable and an undesirable row.
     Every step has rows of both classes, spread evenly over the epoch; where one class is too rare for that, its rows
     are seen more than once and the number of repetitions is logged.
+
+    Args:
+        mismatched: whether rows get the role `KL`; a loss that names no `KL` needs none.
     """
 
     roles = ("target", "KL")
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: Any, mismatched: bool = True, **kwargs: Any):
         self._numbers = itertools.count()
+        self.mismatched = mismatched
         super().__init__(*args, **kwargs)
         desirable = sum(bool(row.desirable) for row in self.data)
         if desirable in (0, len(self.data)):
@@ -38,6 +44,8 @@ class UnpairedPreferenceDataLoader(DataLoader):
                 f"the {self.split} data has no {missing} response, and this loss learns from both kinds. Add some, or "
                 "train with loss=sft on desirable ones."
             )
+        if mismatched and len({row.prompt.tobytes() for row in self.data}) == 1:
+            raise ValueError(f"the {self.split} data has a single prompt. {NO_MISMATCH}")
 
     def rows(self, example: Example, tokens: TokenizedExample) -> Iterator[Row]:
         """The example's labelled responses, or both sides of its pairs."""
@@ -91,8 +99,15 @@ class UnpairedPreferenceDataLoader(DataLoader):
         other = labels.index(not labels[0])
         return np.concatenate([step[[0, other]], np.delete(step, [0, other])])
 
+    def sizes(self) -> list[int]:
+        """As of any loader, but a last step that `n_examples` cuts down to a single row, of one class, is left out."""
+        sizes = super().sizes()
+        return sizes[:-1] if len(sizes) > 1 and sizes[-1] == 1 < self.batch_size else sizes
+
     def finish(self, order: np.ndarray, start: int, stop: int) -> list[Row]:
         """Adds to each row the response of the next row in the epoch that truly does not match its prompt."""
+        if not self.mismatched:
+            return super().finish(order, start, stop)
         return [self._with_mismatch(order, place) for place in range(start, stop)]
 
     def _with_mismatch(self, order: np.ndarray, place: int) -> Row:
@@ -105,4 +120,4 @@ class UnpairedPreferenceDataLoader(DataLoader):
                 continue
             responses = {**row.responses, "KL": response.shortened(self.max_length - len(row.prompt))}
             return dataclasses.replace(row, responses=responses)
-        raise ValueError("KTO's KL needs responses to other prompts, and all rows have the same one: add prompts.")
+        raise ValueError(f"{row.example.dataset_name}: no response differs from that of an example. {NO_MISMATCH}")

@@ -13,6 +13,8 @@ from dataloaders.datasets import load_dataset
 from dataloaders.paired import PairedPreferenceDataLoader
 from dataloaders.resolve import resolve
 from dataloaders.tokenization import ExampleTokenizer
+from dataloaders.unpaired import UnpairedPreferenceDataLoader
+from trainers.requirements import requirements
 
 if TYPE_CHECKING:
     import torch
@@ -85,6 +87,9 @@ def build_loader(config: DictConfig, example_tokenizer: ExampleTokenizer, split:
         options |= {"n_epochs": config.n_epochs, "n_examples": config.n_examples}
     if issubclass(kind, PairedPreferenceDataLoader):
         options["pair_weight"] = config.pair_weight
+    if issubclass(kind, UnpairedPreferenceDataLoader):
+        loss = resolve(config.loss.trainer, "trainers").loss
+        options["mismatched"] = any(need.role == "KL" for need in requirements(loss))
     return kind(build_sources(config, split), example_tokenizer, **options)
 
 

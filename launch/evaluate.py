@@ -221,6 +221,7 @@ def write_samples(path: Path, config: DictConfig, samples: list[dict[str, Any]])
 def evaluate(config: DictConfig, folder: Path, saved: str | None) -> dict[str, float]:
     """The loss and metrics of the run's trainer on `split`; printed, and kept as eval-{split}.json beside the run."""
     from launch.train import check_vocabulary, trainer_class
+    from models.checkpoints import read_loss_state
     from trainers import distributed
 
     kind = trainer_class(config)
@@ -232,12 +233,14 @@ def evaluate(config: DictConfig, folder: Path, saved: str | None) -> dict[str, f
     check_vocabulary(policy, tokenizer)
     rows = loader.fixed_rows(config.n_eval_examples)
     trainer = kind(config, tokenizer, policy, build.build_reference(config, device), None, rows, None)
+    if saved is not None:
+        trainer.loss_state = {name: value.to(device) for name, value in read_loss_state(saved).items()}
     metrics = {name: round(value, 6) for name, value in sorted(trainer.evaluate().items())}
     if distributed.rank() == 0:
         report = {
             "split": config.split,
             "examples": len(rows),
-            "weights": saved or config.model.name_or_path,
+            "weights": saved or config.model.load_from or config.model.name_or_path,
             **metrics,
         }
         folder.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+LOSS_STATE = "loss_state.safetensors"
 
 
 def read_policy(path: str | Path) -> dict[str, Any]:
@@ -37,6 +40,15 @@ def read_policy(path: str | Path) -> dict[str, Any]:
     return contents
 
 
+def read_loss_state(policy: str | Path) -> dict[str, torch.Tensor]:
+    """What the loss remembered when a policy.pt was written; empty for a loss without a state."""
+    from safetensors.torch import load_file
+
+    path = Path(policy)
+    path = path / LOSS_STATE if path.is_dir() else path.with_name(LOSS_STATE)
+    return load_file(path) if path.exists() else {}
+
+
 def _first(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
@@ -49,9 +61,14 @@ def save_policy(
     *,
     step_idx: int,
     metrics: dict[str, float],
+    loss_state: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Writes policy.pt, and what is needed to use it: the model's config, its generation settings, the tokenizer."""
+    """Writes policy.pt, and what is needed to use it: the model's config, its generation settings, the tokenizer.
+
+    A loss that has a state gets it back by `read_loss_state`.
+    """
     import torch
+    from safetensors.torch import save_file
 
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     torch.save({"step_idx": step_idx, "state": state, "metrics": metrics}, folder / "policy.pt")
@@ -59,6 +76,8 @@ def save_policy(
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    if loss_state:
+        save_file({name: value.detach().cpu().contiguous() for name, value in loss_state.items()}, folder / LOSS_STATE)
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True))
 
 

@@ -32,10 +32,11 @@ def token_logps(
     Args:
         model: a causal language model; gradients flow when they are enabled.
         sequences: what to score; a first token with nothing before it has no probability and is not scored.
-        dtype: compute dtype; another one than float32 runs under autocast.
+        dtype: compute dtype; another one than float32 runs under autocast, and the logits come out in it.
 
     Returns:
-        For each sequence, the log-probabilities in nats of its scored tokens: float32, (scored tokens,).
+        For each sequence, the log-probabilities in nats of its scored tokens: float32, (scored tokens,). The softmax
+        is taken in float32, whatever the logits came in.
     """
     device = model.device
     lengths = [len(s.prompt) + len(s.response) for s in sequences]

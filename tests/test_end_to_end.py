@@ -85,6 +85,16 @@ def test_training_goes_on_from_another_run(tmp_path):
     assert first  # weights there were
 
 
+def test_the_evaluation_names_its_weights(tmp_path):
+    """Prevents an eval-test.json that says the untrained model where it was another run's checkpoint."""
+    trained(tmp_path, "loss=sft", "exp_name=first")
+    start = ["++model.load_from=first/LATEST/policy.pt", "exp_name=start", "++mode=eval"]
+    config, folder = compose_for_eval([*SMALL, "loss=sft", f"cache_dir={tmp_path}", *start])
+    evaluate(config, folder)
+    report = json.loads((tmp_path / "start" / "eval-test.json").read_text())
+    assert report["weights"] == "first/LATEST/policy.pt" and report["examples"] == 6
+
+
 def test_an_export_loads_elsewhere_and_answers_alike(tmp_path):
     """Prevents an export that cannot be loaded, or whose weights, template or stop tokens differ from the run's."""
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -68,7 +68,7 @@ class BasicTrainer:
         self.folder = folder
         self.metrics_log = metrics_log
         self.needs = requirements(self.loss)
-        self.loss_state: Tensors = {}  # what a loss remembers from step to step; part of every checkpoint
+        self.loss_state: Tensors = {}  # what a loss remembers from step to step; see `remember`
         self.step_idx = 0
         self.examples = 0
         self.best: float | None = None
@@ -96,6 +96,16 @@ class BasicTrainer:
         """The loss; each leaf defines it."""
         raise NotImplementedError(f"{type(self).__name__} defines no loss")
 
+    def remember(self, **tensors: torch.Tensor) -> None:
+        """After each optimizer step: what a loss with a state (a running mean, say) keeps in `self.loss_state`.
+
+        Args:
+            tensors: what `loss` was given, of the whole step on all processes, detached.
+
+        `loss` reads the state and never changes it, since it is also evaluated. The state is a dict of tensors, part of
+        every checkpoint.
+        """
+
     # What a family says ------------------------------------------------------------------------------------------
 
     def select(self, name: str, rows: Sequence[Row]) -> tuple[str, list[int]]:
@@ -122,7 +132,7 @@ class BasicTrainer:
         sizes = self.train_loader.sizes()
         optimizer, scheduler = self._optimization(len(sizes))
         metrics = self.evaluate_and_log() if config.do_first_eval else {}
-        if metrics and config.keep_best is not None:
+        if config.keep_best is not None and (metrics or not self.eval_rows):
             self._best_of(metrics)  # a name that no metric has is an error before the training, not after it
         progress = tqdm(total=sum(sizes), unit="ex", desc="training", disable=distributed.rank() > 0, file=sys.stderr)
         averages, evaluated, seen, tokens, start = Averages(), 0, 0, 0, time.perf_counter()
@@ -183,6 +193,8 @@ class BasicTrainer:
                     f"{examples}. Lower lr, or set model.policy_dtype=float32."
                 )
             optimizer.step()
+        if type(self).remember is not BasicTrainer.remember:
+            self.remember(**self.computer.everywhere(result))
         self.policy.eval()
         self._collect(result, averages)
         self.step_idx += 1
@@ -259,15 +271,15 @@ class BasicTrainer:
     # Checkpoints -----------------------------------------------------------------------------------------------------
 
     def _save_after(self, metrics: dict[str, float], last: bool) -> None:
-        """What is saved after an evaluation: the best so far, the step's own folder, and at the end LATEST."""
+        """What is saved after an evaluation: at the end LATEST, the best so far, and the step's own folder."""
         if self.folder is None:
             return
+        if last:  # first of all: without do_first_eval a misspelled keep_best may only now be found
+            self.save("LATEST", metrics)
         if self.config.keep_best is not None and self._is_best(metrics):
             self.save("BEST", metrics)
         if self.config.intermediate_checkpoints:
             self.save(f"step-{self.examples}", metrics)
-        if last:
-            self.save("LATEST", metrics)
 
     def _best_of(self, metrics: dict[str, float]) -> float:
         """The metric that decides which checkpoint is best, the higher the better."""
@@ -287,13 +299,15 @@ class BasicTrainer:
 
     def save(self, name: str, metrics: dict[str, float]) -> None:
         """Writes the folder `name` with policy.pt and what is needed to use it; the first process writes."""
+
+        def fill(folder: Path) -> None:
+            save_policy(
+                folder, self.policy, self.tokenizer, step_idx=self.step_idx, metrics=metrics | self._counters(),
+                loss_state=self.loss_state,
+            )  # fmt: skip
+
         if distributed.rank() == 0:
-            write_folder(
-                self.folder / name,
-                lambda folder: save_policy(
-                    folder, self.policy, self.tokenizer, step_idx=self.step_idx, metrics=metrics | self._counters()
-                ),
-            )
+            write_folder(self.folder / name, fill)
         distributed.barrier()
 
 

@@ -28,8 +28,6 @@ def make_optimizer(
         raise ValueError(f"optimizer={name} is not a class of torch.optim (AdamW, Adam, RMSprop, SGD, ...).")
     settings = {"lr": lr, "betas": (beta1, beta2), "eps": eps}
     known = inspect.signature(kind).parameters
-    if "betas" not in known:  # SGD and RMSprop have names of their own for the two
-        settings |= {"momentum": beta1, "alpha": beta2}
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},

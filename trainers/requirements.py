@@ -28,13 +28,15 @@ class Requirement:
 
 
 def requirements(loss: Callable) -> list[Requirement]:
-    """The tensors that a loss names.
+    """The tensors that a loss names, a trainer's method or its class's function.
 
     Raises:
         ValueError: for a parameter whose name says nothing.
     """
     needs = []
     for name in inspect.signature(loss).parameters:
+        if name == "self":
+            continue
         match = _NAME.fullmatch(name)
         if match is None:
             raise ValueError(

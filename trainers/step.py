@@ -193,21 +193,30 @@ class StepComputer:
         return everybody
 
     def _weights(self, rows: Sequence[Row], logps: Logps) -> torch.Tensor:
-        """The weight of each loss, in the order of the loss's output: per row, or per scored token of a row."""
-        per_token = any(need.kind == "token_logps" for need in self.trainer.needs)
-        weights = []
-        for group in self.trainer.loss_groups(rows):
-            for index in group:
-                repeats = len(logps["policy", self.trained_roles[0]][index]) if per_token else 1
-                weights += [rows[index].weight] * repeats
+        """The weight of each loss, in the order of the loss's output.
+
+        That is one for each row, or one for each scored token, the tokens of one role after those of another.
+        """
+        order = [index for group in self.trainer.loss_groups(rows) for index in group]
+        if any(need.kind == "token_logps" for need in self.trainer.needs):
+            weights = [
+                rows[index].weight
+                for role in self.trained_roles
+                for index in order
+                for _ in range(len(logps["policy", role][index]))
+            ]
+        else:
+            weights = [rows[index].weight for index in order]
         return torch.tensor(weights, dtype=torch.float32, device=self.policy.device)
 
     def _loss(self, tensors: Tensors, weights: torch.Tensor) -> LossOutput:
         output = LossOutput.of(self.trainer.loss(**tensors))
         if output.losses.shape != weights.shape:
+            by_token = any(need.kind == "token_logps" for need in self.trainer.needs)
             raise ValueError(
                 f"{type(self.trainer).__name__}.loss returned losses of shape {tuple(output.losses.shape)}; one value "
-                f"for each example is needed, here {tuple(weights.shape)}. Losses never reduce: the loop does."
+                f"for each {'token' if by_token else 'example'} is needed, here {tuple(weights.shape)}. Losses never "
+                "reduce: the loop does."
             )
         return output
 
@@ -268,10 +277,8 @@ class StepComputer:
         by_name = {need.parameter: slope for need, slope in zip(slopes_of, slopes, strict=True)}
         for group in groups:
             self._backward_with(by_name, rows, group, slopes_of)
-        detached = LossOutput.of(
-            tuple(t.detach() for t in (output.losses, output.chosen_rewards, output.rejected_rewards))
-        )
-        return StepResult(rows, {name: tensor.detach() for name, tensor in tensors.items()}, detached, weights)
+        detached = {name: tensor.detach() for name, tensor in tensors.items()}
+        return StepResult(rows, detached, output.to(output.losses.device), weights)
 
     def _backward_with(self, slopes: Tensors, rows: Sequence[Row], group: list[int], needs: list) -> None:
         """Backward of one micro-batch, given the slope of the step's loss in each log-probability."""
@@ -288,6 +295,10 @@ class StepComputer:
             with self.clock.part("backward"):
                 surrogate.backward()
 
+    def everywhere(self, result: StepResult) -> Tensors:
+        """The tensors of a step on all processes."""
+        return result.tensors if self.trainer.couples_examples else self._joined(result.tensors)
+
     @property
     def step_roles(self) -> set[str]:
         """Names in the loss whose role is not trained on; such a tensor holds the whole step's values."""
@@ -299,15 +310,18 @@ class StepComputer:
         self, rows: Sequence[Row], tensors: Tensors, weights: torch.Tensor
     ) -> tuple[Tensors, torch.Tensor, int]:
         """Tensors and weights of the step on all processes, in the order that the loss expects, and how many losses."""
-        joined = {
+        joined = self._joined(tensors)
+        groups = weights.split([len(group) for group in self.trainer.loss_groups(rows)])
+        all_weights = torch.cat([torch.cat(distributed.gather(group)) for group in groups])
+        return joined, all_weights, len(all_weights)
+
+    def _joined(self, tensors: Tensors) -> Tensors:
+        return {
             need.parameter: tensors[need.parameter]
             if need.role in self.step_roles
             else torch.cat(distributed.gather(tensors[need.parameter]))
             for need in self.trainer.needs
         }
-        groups = weights.split([len(group) for group in self.trainer.loss_groups(rows)])
-        all_weights = torch.cat([torch.cat(distributed.gather(group)) for group in groups])
-        return joined, all_weights, len(all_weights)
 
     def _refuse_undeclared_coupling(self, result: StepResult, logps: Logps) -> None:
         """The loss of a part of the step must be that part of the loss of the step.

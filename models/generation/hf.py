@@ -60,10 +60,10 @@ class HFGenerator:
         self.batch_size = batch_size
         self.seed = seed
         sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-        self._config = GenerationConfig(
+        self._settings = {
             **(sampling if temperature > 0 else {"do_sample": False}),
-            eos_token_id=self.stop_ids, pad_token_id=pad_id, use_cache=True,
-        )  # fmt: skip
+            "eos_token_id": self.stop_ids, "pad_token_id": pad_id, "use_cache": True,
+        }  # fmt: skip
 
     def room(self, prompt: np.ndarray) -> int:
         """How many tokens a completion of this prompt may have."""
@@ -94,10 +94,9 @@ class HFGenerator:
         for row, prompt in enumerate(prompts):
             ids[row, width - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
             mask[row, width - len(prompt) :] = 1
-        output = self.model.generate(
-            input_ids=ids.to(self.model.device), attention_mask=mask.to(self.model.device),
-            generation_config=self._config,            max_new_tokens=max(self.room(prompt) for prompt in prompts),
-        )  # fmt: skip
+        config = GenerationConfig(**self._settings, max_new_tokens=max(self.room(prompt) for prompt in prompts))
+        device = self.model.device
+        output = self.model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config)
         return output[:, width:].cpu().numpy()
 
     def _finish(self, ids: np.ndarray, room: int) -> Completion:

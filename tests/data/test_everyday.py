@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from scorers.rules import words_until_facts
+
 ROOT = Path(__file__).parents[2]
 SPLITS = {split: ROOT / "data" / f"everyday_{split}.jsonl" for split in ("train", "test")}
 
@@ -92,3 +94,9 @@ def test_the_card_names_the_sizes():
     card = (ROOT / "data" / "README.md").read_text()
     for split in SPLITS:
         assert f"| {SPLITS[split].name} | {len(read(split))} |" in card
+    rows = read("train") + read("test")
+    for key, what in (("prompt", "the question, "), ("chosen", "answer: "), ("rejected", "answer: ")):
+        lengths = [len(row[key].split()) for row in rows]
+        assert re.search(rf"^\| {key} \| .*{what}{min(lengths)} to {max(lengths)} words", card, re.MULTILINE), key
+    latest = max(words_until_facts(row["chosen"], row["facts"]) for row in rows)
+    assert f"the facts said within the first {latest} |" in card

@@ -12,6 +12,8 @@ from dataloaders.examples import Dataset
 from dataloaders.paired import PairedPreferenceDataLoader
 from dataloaders.sft import SFTDataLoader
 from dataloaders.unpaired import UnpairedPreferenceDataLoader
+from launch.build import build_loader
+from launch.compose import compose
 from tests import tiny
 
 LOADERS = (SFTDataLoader, PairedPreferenceDataLoader, UnpairedPreferenceDataLoader)
@@ -165,11 +167,15 @@ def test_fixed_rows_are_whole_examples():
 def test_both_classes_are_in_every_step(good: int, bad: int, batch_size: int, seed: int, limit: int | None):
     """Prevents steps that push in one direction only, also at 1 : 100 and in a step that n_examples cuts short.
 
-    A step of a single row is the exception: it has one class.
+    A loss with the mean of a class, such as SimpleKTO, would be nan in such a step. One that n_examples cuts to a
+    single row is left out.
     """
     loader = unpaired(good, bad, batch_size, seed=seed, n_examples=limit)
     labels = [[row.desirable for row in step] for step in loader]
-    assert all(set(step) == {True, False} for step in labels if len(step) > 1), labels
+    assert all(set(step) == {True, False} for step in labels), labels
+    assert [len(step) for step in labels] == loader.sizes()
+    if limit is not None and limit <= len(loader.data):
+        assert sum(loader.sizes()) in (limit, limit - 1)
     if limit is None:
         seen = Counter(identity(row) for row in epoch_of(loader))
         assert set(seen) == {identity(row) for row in loader.data}, "every row is there"
@@ -208,11 +214,10 @@ def test_mismatched_responses_do_not_match(rows: list[tuple[int, int]], batch_si
     answers_to = {}
     for question, answer in rows:
         answers_to.setdefault(question, set()).add(answer)
-    loader = UnpairedPreferenceDataLoader(sources, tiny.tokenize(), batch_size=batch_size, seed=seed)
     try:
-        steps = list(loader)
+        steps = list(UnpairedPreferenceDataLoader(sources, tiny.tokenize(), batch_size=batch_size, seed=seed))
     except ValueError as error:
-        assert "responses to other prompts" in str(error)
+        assert "add prompts" in str(error)
         return
     decode = tiny.tokenize().tokenizer.decode
     for row in (row for step in steps for row in step):
@@ -220,6 +225,23 @@ def test_mismatched_responses_do_not_match(rows: list[tuple[int, int]], batch_si
         own, other = (int(decode(row.responses[role].ids).split()[1][0]) for role in ("target", "KL"))
         assert other != own
         assert any(other in answers for one, answers in answers_to.items() if one != question)
+
+
+def test_mismatched_responses_are_made_only_where_a_loss_names_them():
+    """Prevents a loss without a KL from failing on data with a single prompt; one with a KL fails at once."""
+    one_prompt = [Source(tiny.dataset([("the same", f"good {number}", f"bad {number}") for number in range(3)]))]
+    with pytest.raises(ValueError, match=r"single prompt.*add prompts"):
+        UnpairedPreferenceDataLoader(one_prompt, tiny.tokenize(), batch_size=4)
+    loader = UnpairedPreferenceDataLoader(one_prompt, tiny.tokenize(), batch_size=4, mismatched=False)
+    assert all(set(row.responses) == {"target"} for step in loader for row in step)
+    config = compose(["loss=kto", "model=tiny", "datasets=[everyday]"])
+    for trainer, expected in (
+        ("KTOTrainer", {"target", "KL"}),
+        ("tests.trainers.couplings.SimpleKTOTrainer", {"target"}),
+    ):
+        config.loss.trainer = trainer
+        made = build_loader(config, tiny.tokenize(max_length=400, max_prompt_length=200), "test")
+        assert set(made.fixed_rows(2)[0].responses) == expected, trainer
 
 
 def test_a_mismatched_response_fits_behind_its_new_prompt():
@@ -300,7 +322,8 @@ def test_weights_reach_the_rows():
         (row,) = PairedPreferenceDataLoader([Source(made)], tiny.tokenize(), **options).data
         assert row.weight == expected
     assert SFTDataLoader([Source(made)], tiny.tokenize()).data[0].weight == 3.0
-    assert [row.weight for row in UnpairedPreferenceDataLoader([Source(made)], tiny.tokenize()).data] == [3.0, 0.5]
+    unpaired = UnpairedPreferenceDataLoader([Source(made)], tiny.tokenize(), mismatched=False)
+    assert [row.weight for row in unpaired.data] == [3.0, 0.5]
     with pytest.raises(ValueError, match="pair_weight"):
         PairedPreferenceDataLoader([Source(made)], tiny.tokenize(), pair_weight="sum")
 

@@ -57,6 +57,7 @@ def test_why_a_completion_ended():
     assert (cut.finish_reason, len(cut.ids)) == ("length", 8)
     assert (ended.finish_reason, ended.ids.tolist()) == ("stop", free[: free.index(stop)])
     assert stop not in ended.ids
+    assert (cut.end, ended.end) == (None, stop), "what a KL counts as part of the response"
 
 
 def test_a_prompt_gets_the_room_that_it_has():

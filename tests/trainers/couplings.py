@@ -50,3 +50,29 @@ class SortedTrainer(PairedPreferenceTrainer):
         chosen, rejected = policy_chosen_logps.sort().values, policy_rejected_logps.sort().values
         losses = -torch.nn.functional.logsigmoid(0.1 * (chosen - rejected))
         return losses, policy_chosen_logps.detach(), policy_rejected_logps.detach()
+
+
+class TokensOfBothTrainer(PairedPreferenceTrainer):
+    """A loss on the tokens of two roles: likely tokens for chosen responses, unlikely ones for rejected ones."""
+
+    def loss(self, policy_chosen_token_logps, policy_rejected_token_logps):
+        """One value for each token, those of chosen responses first."""
+        unlikely = -torch.log1p(-policy_rejected_token_logps.exp().clamp(max=0.99))
+        return torch.cat([-policy_chosen_token_logps, 0.5 * unlikely])
+
+
+class RunningMeanTrainer(PairedPreferenceTrainer):
+    """A loss with a state: margins are measured from the mean of those of the steps before."""
+
+    def loss(self, policy_chosen_logps, policy_rejected_logps):
+        """Logistic in the margin above the running mean."""
+        mean = self.loss_state.get("mean", torch.zeros(1)).to(policy_chosen_logps)
+        return -torch.nn.functional.logsigmoid(0.1 * (policy_chosen_logps - policy_rejected_logps - mean))
+
+    def remember(self, policy_chosen_logps, policy_rejected_logps):
+        """The mean margin of all examples so far, and how many they are."""
+        margins = (policy_chosen_logps - policy_rejected_logps).float().cpu()
+        zero = {"mean": torch.zeros(1), "count": torch.zeros(1)}
+        mean, count = (self.loss_state or zero).values()
+        total = count + len(margins)
+        self.loss_state = {"mean": (mean * count + margins.sum()) / total, "count": total}

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from tests import tiny
-from tests.trainers.couplings import SimpleKTOTrainer, SortedTrainer
+from tests.trainers.couplings import RunningMeanTrainer, SimpleKTOTrainer, SortedTrainer, TokensOfBothTrainer
 from trainers import distributed
 from trainers.metrics import Averages
 from trainers.paired import DPOTrainer
@@ -28,6 +28,8 @@ CASES = {
     "kto": (KTOTrainer, "kto"),
     "simple_kto": (SimpleKTOTrainer, "kto"),
     "sorted": (SortedTrainer, "dpo"),
+    "tokens": (TokensOfBothTrainer, "dpo"),
+    "state": (RunningMeanTrainer, "dpo"),
 }
 ROWS = {"odd": 7, "few": 2}
 """Rows of a step: an odd number, and so few that the last of three processes has none."""
@@ -52,8 +54,11 @@ def compute(name: str, count: int) -> dict:
         kind, loss, reference_seed=1, dtype=torch.float64, eval_rows=rows, model__tokens_per_microbatch=60
     )
     averages = Averages()
-    trainer._collect(trainer.computer.gradients(rows[distributed.rank() :: distributed.processes()]), averages)
-    return {"gradient": tiny.gradients(trainer.policy), "train": averages.means(), "eval": trainer.evaluate()}
+    result = trainer.computer.gradients(rows[distributed.rank() :: distributed.processes()])
+    trainer._collect(result, averages)
+    trainer.remember(**trainer.computer.everywhere(result))
+    train = averages.means() | {name: value.item() for name, value in trainer.loss_state.items()}
+    return {"gradient": tiny.gradients(trainer.policy), "train": train, "eval": trainer.evaluate()}
 
 
 def train(folder: Path) -> dict:

@@ -12,7 +12,13 @@ from dataloaders.sft import SFTDataLoader
 from dataloaders.unpaired import UnpairedPreferenceDataLoader
 from models.logprobs import ScoredSequence, token_logps
 from tests import tiny
-from tests.trainers.couplings import SimpleKTOTrainer, SortedTrainer, UndeclaredSimpleKTOTrainer
+from tests.trainers.couplings import (
+    RunningMeanTrainer,
+    SimpleKTOTrainer,
+    SortedTrainer,
+    TokensOfBothTrainer,
+    UndeclaredSimpleKTOTrainer,
+)
 from trainers.losses.kto import kto
 from trainers.losses.paired import dpo
 from trainers.metrics import Averages
@@ -27,6 +33,7 @@ CASES = {
     "kto": (KTOTrainer, "kto"),
     "simple_kto": (SimpleKTOTrainer, "kto"),
     "sorted": (SortedTrainer, "dpo"),
+    "tokens": (TokensOfBothTrainer, "dpo"),
 }
 WHOLE, ROW_BY_ROW = 10**6, 1
 
@@ -43,7 +50,7 @@ def rows_of(loss: str, count: int = 5, weights: bool = False):
 def step(name: str, rows, budget: int = WHOLE, *, dtype=torch.float64, reference_seed: int | None = 1, **options):
     """(gradient, metrics) of one step."""
     kind, loss = CASES[name]
-    seed = None if name in ("sft", "sorted") else reference_seed
+    seed = None if name in ("sft", "sorted", "tokens") else reference_seed
     trainer = tiny.trainer(kind, loss, reference_seed=seed, dtype=dtype, model__tokens_per_microbatch=budget, **options)
     averages = Averages()
     trainer._collect(trainer.computer.gradients(rows), averages)
@@ -104,6 +111,43 @@ def test_sft_is_the_mean_over_tokens():
     gradient, metrics = step("sft", rows, 200)
     assert tiny.relative(tiny.gradients(model), gradient) < 1e-6
     assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-6)
+
+
+def test_tokens_of_two_roles_are_the_formula_on_plain_forwards():
+    """Prevents weights of the wrong tokens, and a count of one role alone, in a loss on the tokens of two roles."""
+    rows = rows_of("dpo", weights=True)
+    model = tiny.tiny_model(dtype=torch.float64)
+    chosen, rejected = ([plain_logps(model, row, role) for row in rows] for role in ("chosen", "rejected"))
+    total = sum(row.weight * -logps.sum() for row, logps in zip(rows, chosen, strict=True))
+    total += sum(
+        row.weight * -0.5 * torch.log1p(-logps.exp().clamp(max=0.99)).sum()
+        for row, logps in zip(rows, rejected, strict=True)
+    )
+    loss = total / sum(map(len, chosen + rejected))
+    loss.backward()
+    gradient, metrics = step("tokens", rows, 200)
+    assert tiny.relative(tiny.gradients(model), gradient) < 1e-6
+    assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-6)
+
+
+def test_a_loss_remembers_whole_steps():
+    """Prevents a state of a micro-batch, one that an evaluation changes, and one that counts a step twice."""
+    made = tiny.loader(PairedPreferenceDataLoader, 6, batch_size=4)
+    states = []
+    for budget in (ROW_BY_ROW, WHOLE):
+        trainer = tiny.trainer(
+            RunningMeanTrainer, "dpo", reference_seed=None, train_loader=made, eval_rows=made.fixed_rows(4),
+            dtype=torch.float64, model__tokens_per_microbatch=budget, lr=0.0,
+        )  # fmt: skip
+        assert trainer.evaluate() == trainer.evaluate() and trainer.loss_state == {}
+        trainer.train()
+        states.append(trainer.loss_state)
+    rows = [row for rows in made.epoch(0) for row in rows]
+    model = tiny.tiny_model(dtype=torch.float64)
+    expected = [(plain_logps(model, r, "chosen").sum() - plain_logps(model, r, "rejected").sum()).item() for r in rows]
+    for state in states:
+        assert state["count"].item() == 6
+        assert state["mean"].item() == pytest.approx(np.mean(expected), rel=1e-5)
 
 
 def test_dpo_is_the_formula_on_plain_forwards():
@@ -208,6 +252,41 @@ def test_a_loss_that_reduces_is_refused():
 
     with pytest.raises(ValueError, match="Losses never reduce"):
         tiny.trainer(Reducing, "dpo").computer.gradients(rows_of("dpo"))
+
+
+class WithoutRewards(SortedTrainer):
+    """A coupled loss that returns its losses and nothing else."""
+
+    def loss(self, policy_chosen_logps, policy_rejected_logps):
+        """See `SortedTrainer`."""
+        return super().loss(policy_chosen_logps, policy_rejected_logps)[0]
+
+
+class WithAnEstimate(SimpleKTOTrainer):
+    """A coupled loss that shows one more value."""
+
+    def loss(self, policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps):
+        """See `SimpleKTOTrainer`; the fourth value is logged as the estimate."""
+        chosen = policy_chosen_logps - reference_chosen_logps
+        four = policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps
+        return *super().loss(*four), chosen.mean()
+
+
+@pytest.mark.parametrize("kind", [WithoutRewards, WithAnEstimate])
+def test_a_coupled_loss_may_return_what_any_loss_may(kind):
+    """Prevents an error without rewards, and an estimate that is lost, where two passes are made."""
+    loss = "dpo" if kind is WithoutRewards else "kto"
+    rows = rows_of(loss)
+    trainer = tiny.trainer(kind, loss, reference_seed=None if kind is WithoutRewards else 1)
+    averages = Averages()
+    trainer._collect(trainer.computer.gradients(rows), averages)
+    metrics = averages.means()
+    assert tiny.gradients(trainer.policy).norm() > 0
+    evaluated = trainer.computer.evaluate(rows)
+    assert metrics["loss"] == pytest.approx(evaluated.output.losses.mean().item(), rel=1e-5)
+    assert ("rewards/chosen" in metrics) == ("rewards/KL_estimate" in metrics) == (kind is WithAnEstimate)
+    if kind is WithAnEstimate:
+        assert metrics["rewards/KL_estimate"] == pytest.approx(evaluated.output.extra[0].item(), rel=1e-5)
 
 
 def test_a_coupled_loss_of_tokens_is_refused():

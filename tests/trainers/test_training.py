@@ -9,8 +9,9 @@ import torch
 from dataloaders.paired import PairedPreferenceDataLoader
 from dataloaders.sft import SFTDataLoader
 from dataloaders.unpaired import UnpairedPreferenceDataLoader
-from models.checkpoints import read_policy
+from models.checkpoints import read_loss_state, read_policy
 from tests import tiny
+from tests.trainers.couplings import RunningMeanTrainer
 from trainers.metrics import Averages, MetricsLog
 from trainers.paired import DPOTrainer, PairedPreferenceTrainer
 from trainers.sft import SFTTrainer
@@ -147,6 +148,33 @@ def test_an_unknown_best_metric_stops_the_run_before_it_trains(tmp_path):
     with pytest.raises(ValueError, match=r"keep_best=reward/margin.*rewards_eval/margins"):
         run.trainer.train()
     assert run.trainer.step_idx == 0
+
+
+def test_a_best_of_no_evaluation_stops_the_run_before_it_trains(tmp_path):
+    """Prevents a training that is lost at its end because keep_best has no evaluation set to choose by."""
+    run = Run(tmp_path, keep_best="loss/eval")
+    run.trainer.eval_rows = []
+    with pytest.raises(ValueError, match=r"keep_best=loss/eval.*no evaluation set"):
+        run.trainer.train()
+    assert run.trainer.step_idx == 0
+
+
+def test_a_misspelled_best_metric_found_at_the_end_costs_no_weights(tmp_path):
+    """Prevents the loss of a trained policy where, without a first evaluation, only the last one can find the name."""
+    run = Run(tmp_path, keep_best="reward/margin", do_first_eval=False)
+    with pytest.raises(ValueError, match="keep_best=reward/margin"):
+        run.trainer.train()
+    assert read_policy(tmp_path / "LATEST" / "policy.pt")["step_idx"] == 3
+
+
+def test_what_a_loss_remembers_is_saved(tmp_path):
+    """Prevents a checkpoint whose loss is another one because it begins without its running mean."""
+    run = Run(tmp_path, kind=RunningMeanTrainer)
+    run.trainer.train()
+    state = read_loss_state(tmp_path / "LATEST" / "policy.pt")
+    assert state["count"].item() == 12 and state["mean"] == run.trainer.loss_state["mean"]
+    assert read_loss_state(tmp_path / "LATEST") == state
+    assert set(read_policy(tmp_path / "LATEST" / "policy.pt")) == {"step_idx", "state", "metrics"}
 
 
 class ExplodesAtTheThirdStep(PairedPreferenceTrainer):

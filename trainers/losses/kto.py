@@ -17,7 +17,7 @@ def kto(
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Kahneman-Tversky optimization (Ethayarajh et al. 2024, arXiv 2402.01306, equations 7 and 8).
+    """Kahneman-Tversky optimization (Ethayarajh et al. 2024, arXiv 2402.01306, equation 8; 7 in its first version).
 
     With r = log pi(y|x) - log pi_ref(y|x) and z = max(0, mean over mismatched pairs of r(x, y')), detached:
 
