@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -204,7 +205,8 @@ def main() -> None:
     methods = ["dpo", "kto"] if options.method == "both" else [options.method]
     rows = [compare(method, options) for method in methods]
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    table = {"machine": machine, "repeats": options.repeats, "rows": rows}
+    versions = {name: version(name) for name in ("torch", "transformers")}
+    table = {"machine": machine, "versions": versions, "repeats": options.repeats, "rows": rows}
     print(json.dumps(table, indent=1))
     if options.output:
         Path(options.output).write_text(json.dumps(table, indent=1) + "\n")
