@@ -1,4 +1,4 @@
-"""From the examples of an optimizer step to what one forward pass takes."""
+"""The rows of an optimizer step, and the trees that a forward pass computes them by."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from dataloaders.examples import Example
 from dataloaders.tokenization import Response
+from models.tree_rows import Branch, TreeRow
 
 Pair = tuple[str, int, int, int]
 """Identifies a pair, alike in all processes: data set, number of the example, chosen and rejected generation."""
@@ -33,28 +34,42 @@ class Row:
     desirable: bool | None = None
     pair: Pair | None = None
 
-    def length(self, roles: Sequence[str]) -> int:
-        """Tokens of the longest of its sequences (prompt and one response) among `roles`."""
-        return len(self.prompt) + max(len(self.responses[role].ids) for role in roles)
+
+Place = tuple[int, str]
+"""Which response a branch is: the index of its row, and the role."""
 
 
-def microbatches(rows: Sequence[Row], roles: Sequence[str], budget: int) -> list[list[int]]:
-    """Cuts rows into groups for one forward pass each: rows of similar length together, so that little is padding.
+def trees(rows: Sequence[Row], roles: Sequence[str], budget: int) -> tuple[list[TreeRow], list[list[Place]]]:
+    """The responses of some roles as tree rows: rows with the same prompt share one, as long as it fits the budget.
 
     Args:
         rows: the rows of a step.
-        roles: the responses of each row that the pass computes; a row's sequences stay in one group.
-        budget: padded tokens in a group; a row larger than that is a group of its own.
+        roles: the responses of each row that are computed; all of a row are in one tree.
+        budget: tokens; a row that is larger by itself is a tree of its own.
 
     Returns:
-        Groups of indices into `rows`, longest rows first; each index in exactly one.
+        The tree rows, and for each of them what its branches are.
     """
-    order = sorted(range(len(rows)), key=lambda index: -rows[index].length(roles))
-    groups: list[list[int]] = []
-    for index in order:
-        # The first row of a group is its longest: it decides how long the padded rows are.
-        longest = rows[groups[-1][0]].length(roles) if groups else 0
-        if not groups or (len(groups[-1]) + 1) * longest * len(roles) > budget:
-            groups.append([])
-        groups[-1].append(index)
-    return groups
+    members: list[list[int]] = []
+    sizes: list[int] = []
+    open_of: dict[bytes, int] = {}
+    for index, row in enumerate(rows):
+        size = sum(len(row.responses[role].ids) for role in roles)
+        prompt = row.prompt.tobytes()
+        number = open_of.get(prompt)
+        if number is None or sizes[number] + size > budget:
+            number = open_of[prompt] = len(members)
+            members.append([])
+            sizes.append(len(row.prompt))
+        members[number].append(index)
+        sizes[number] += size
+    places = [[(index, role) for index in some for role in roles] for some in members]
+    made = [
+        TreeRow(rows[some[0]].prompt, [_branch(rows[index].responses[role]) for index, role in of])
+        for some, of in zip(members, places, strict=True)
+    ]
+    return made, places
+
+
+def _branch(response: Response) -> Branch:
+    return Branch(response.ids, response.scored)

@@ -112,13 +112,22 @@ def build_model(config: DictConfig, device: torch.device, load_from: str | None)
     return loaded.to(device)
 
 
-def build_reference(config: DictConfig, device: torch.device) -> Reference | None:
-    """The weights that the policy started from, `load_from` included; None for a loss that uses none."""
+def build_reference(config: DictConfig, device: torch.device, start: PreTrainedModel | None = None) -> Reference | None:
+    """The weights that the policy started from, `load_from` included; None for a loss that uses none.
+
+    Args:
+        start: a model that has these weights now, by which what is known of them is found; None: they are loaded.
+    """
     if not config.loss.use_reference_model:
         return None
     import torch
 
     from models.reference import Reference
+    from models.reference_cache import ReferenceCache, folder_for, weights_digest
 
     dtype = getattr(torch, config.model.reference_dtype)
-    return Reference(lambda: build_model(config, device, config.model.load_from), dtype)
+    loaded = build_model(config, device, config.model.load_from) if start is None and config.cache_reference else None
+    cache = None
+    if config.cache_reference:
+        cache = ReferenceCache(folder_for(config.cache_dir, weights_digest(start or loaded), dtype, device))
+    return Reference(lambda: loaded or build_model(config, device, config.model.load_from), dtype, cache)

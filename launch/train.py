@@ -48,6 +48,8 @@ def run(config: DictConfig) -> dict[str, float]:
     train_loader, eval_loader, tokenizer = load_data(config, folder)
     trainer = _trainer(config, kind, folder, device, train_loader, eval_loader, tokenizer)
     metrics = trainer.train()
+    if trainer.computer.reference is not None:
+        log.info(trainer.computer.reference.cache.account())
     if trainer.metrics_log is not None:
         trainer.metrics_log.close()
         finish(folder)
@@ -116,7 +118,7 @@ def _trainer(
             }  # fmt: skip
         metrics_log = MetricsLog(folder, config.minimum_log_interval_secs, options)
     return kind(
-        config, tokenizer, policy, build.build_reference(config, device), train_loader,
+        config, tokenizer, policy, build.build_reference(config, device, policy), train_loader,
         eval_loader.fixed_rows(config.n_eval_examples) if eval_loader is not None else (), folder, metrics_log,
     )  # fmt: skip
 

@@ -1,19 +1,28 @@
 """Log-probabilities of responses under a causal language model.
 
-The plain path: sequences of a group are padded to the right, the language-model head runs on the scored positions only,
-and log-probabilities are float32 whatever the compute dtype is.
+`branch_logps` computes packs of tree rows where they are exact for the model (`use_tree_rows` finds out), and padded
+sequences elsewhere, in the dtype that the model's weights have. The language-model head runs on scored positions only,
+and log-probabilities are float32.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
+
+from models import tree_attention as trees
+from models.head import Head
+from models.probe import why_not_exact
+from models.tree_rows import Pack, TreeRow, pack_rows
+
+log = logging.getLogger(__name__)
 
 
 class ScoredSequence(NamedTuple):
@@ -24,19 +33,110 @@ class ScoredSequence(NamedTuple):
     scored: np.ndarray
 
 
-def token_logps(
-    model: PreTrainedModel, sequences: Sequence[ScoredSequence], dtype: torch.dtype = torch.float32
-) -> list[torch.Tensor]:
-    """The log-probability of every scored token given all that stands before it.
+def use_tree_rows(model: PreTrainedModel) -> bool:
+    """Lets `branch_logps` compute a model by tree rows from now on, where they are exact; else says why not, once.
+
+    Whatever else runs the model then does it inside `plain_attention`.
+    """
+    if uses_tree_rows(model):
+        return True
+    reason = why_not_exact(model)
+    if reason is not None:
+        log.warning(
+            "%s is computed by padded rows: %s. Results are the same; prompts are computed once for each response, and "
+            "padding costs time and memory.", type(model).__name__, reason,
+        )  # fmt: skip
+        return False
+    model.plain_attention = model.config._attn_implementation
+    model.set_attn_implementation(trees.NAME)
+    return True
+
+
+def uses_tree_rows(model: PreTrainedModel) -> bool:
+    """Whether a model is computed by tree rows."""
+    return model.config._attn_implementation == trees.NAME
+
+
+@contextmanager
+def tree_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, the model's attention is that of tree rows."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(trees.NAME)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+@contextmanager
+def plain_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, a model that uses tree rows has the attention that it was loaded with, for generation and padded rows."""
+    if not uses_tree_rows(model):
+        yield
+        return
+    model.set_attn_implementation(model.plain_attention)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(trees.NAME)
+
+
+def cut(model: PreTrainedModel, rows: Sequence[TreeRow], budget: int) -> list[list[int]]:
+    """Groups of rows for a forward pass each, of at most `budget` tokens: with padding where the model needs it."""
+    if uses_tree_rows(model):
+        return pack_rows(rows, budget)
+    order = sorted(range(len(rows)), key=lambda index: -_longest(rows[index]))
+    groups: list[list[int]] = []
+    for index in order:
+        # The first row of a group has the longest path: it decides how long all of them are.
+        count = sum(len(rows[member].branches) for member in [*(groups[-1] if groups else ()), index])
+        if not groups or count * _longest(rows[groups[-1][0]]) > budget:
+            groups.append([])
+        groups[-1].append(index)
+    return groups
+
+
+def _longest(row: TreeRow) -> int:
+    return len(row.prompt) + max(len(branch.ids) for branch in row.branches)
+
+
+def branch_logps(model: PreTrainedModel, rows: Sequence[TreeRow]) -> list[torch.Tensor]:
+    """The log-probability of every scored token given its prompt and what stands before it in its branch.
+
+    Args:
+        model: a causal language model; gradients flow when they are enabled.
+        rows: the rows of one forward pass (see `cut`).
+
+    Returns:
+        For each branch of each row in order, the log-probabilities in nats of its scored tokens: float32,
+        (scored tokens,). A first token with nothing before it has none.
+    """
+    if uses_tree_rows(model):
+        return packed_logps(model, Pack.of(rows))
+    return token_logps(model, [ScoredSequence(row.prompt, *branch) for row in rows for branch in row.branches])
+
+
+def packed_logps(model: PreTrainedModel, pack: Pack) -> list[torch.Tensor]:
+    """As `branch_logps`, of a pack, by a model whose attention is that of tree rows."""
+    device = model.device
+    ids, positions, sources, targets = (
+        torch.from_numpy(part).to(device) for part in (pack.ids, pack.positions, pack.sources, pack.targets)
+    )
+    backbone = model.base_model if model.base_model is not model else model.get_decoder()
+    output = backbone(input_ids=ids[None], position_ids=positions[None], use_cache=False, pack=pack)
+    return list(Head.of(model).logps(output.last_hidden_state[0, sources], targets).split(pack.counts))
+
+
+def token_logps(model: PreTrainedModel, sequences: Sequence[ScoredSequence]) -> list[torch.Tensor]:
+    """The same by padding to the right, for any model.
 
     Args:
         model: a causal language model; gradients flow when they are enabled.
         sequences: what to score; a first token with nothing before it has no probability and is not scored.
-        dtype: compute dtype; another one than float32 runs under autocast, and the logits come out in it.
 
     Returns:
         For each sequence, the log-probabilities in nats of its scored tokens: float32, (scored tokens,). The softmax
-        is taken in float32, whatever the logits came in.
+        is taken in float32 also where the model computes in bfloat16.
     """
     device = model.device
     lengths = [len(s.prompt) + len(s.response) for s in sequences]
@@ -55,10 +155,11 @@ def token_logps(
         counts.append(len(places))
     index = torch.from_numpy(np.concatenate(positions)).to(device)
     target = torch.from_numpy(np.concatenate(targets).astype(np.int64)).to(device)
-    autocast = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
-    with _head_only_at(model, index), autocast:
+    with plain_attention(model), _head_only_at(model, index):
         logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
-    values = -F.cross_entropy(logits.reshape(-1, logits.shape[-1]).float(), target, reduction="none")
+    logits = logits.reshape(-1, logits.shape[-1])
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    values = -F.cross_entropy(logits, target, reduction="none")
     return list(values.split(counts))
 
 

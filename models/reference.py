@@ -3,57 +3,74 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Sequence
 
 import torch
 from transformers import PreTrainedModel
 
-from models.logprobs import ScoredSequence, token_logps
+from models.logprobs import branch_logps, cut, use_tree_rows
+from models.reference_cache import ReferenceCache
+from models.tree_rows import Branch, TreeRow
 
 
 class Reference:
     """Token log-probabilities under the weights that the policy started from.
 
     Args:
-        load: gives the model; called at the first sequence that is not known yet.
+        load: gives the model; called at the first row that is not known yet.
         dtype: compute dtype.
+        cache: where values are kept; by default in memory, for this run alone.
     """
 
-    def __init__(self, load: Callable[[], PreTrainedModel], dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        load: Callable[[], PreTrainedModel],
+        dtype: torch.dtype = torch.float32,
+        cache: ReferenceCache | None = None,
+    ):
         self._load = load
         self._model: PreTrainedModel | None = None
         self._dtype = dtype
-        self._known: dict[bytes, torch.Tensor] = {}
-        self.hits = 0
-        self.misses = 0
+        self.cache = ReferenceCache() if cache is None else cache
 
     @property
     def model(self) -> PreTrainedModel:
         """The reference model itself, without gradients."""
         if self._model is None:
             self._model = self._load().requires_grad_(False).eval()
+            if self._dtype == torch.bfloat16:
+                self._model.to(self._dtype)
+            use_tree_rows(self._model)
         return self._model
 
-    def known(self, sequence: ScoredSequence) -> bool:
-        """Whether the values of a sequence are there already."""
-        return _key(sequence) in self._known
-
     @torch.no_grad()
-    def compute(self, sequences: Sequence[ScoredSequence]) -> None:
-        """Computes, in one forward pass, and keeps the values of sequences."""
-        self.misses += len(sequences)
-        parts = token_logps(self.model, sequences, self._dtype)
-        for sequence, part in zip(sequences, parts, strict=True):
-            self._known[_key(sequence)] = part.cpu().clone()
+    def logps(self, rows: Sequence[TreeRow], budget: int) -> list[list[torch.Tensor]]:
+        """For each row the log-probabilities of its branches' scored tokens, float32, on the CPU.
 
-    def look_up(self, sequences: Sequence[ScoredSequence], device: torch.device | str) -> list[torch.Tensor]:
-        """The values of sequences that were all computed before, one tensor for each."""
-        self.hits += len(sequences)
-        return [self._known[_key(sequence)].to(device) for sequence in sequences]
+        When one of them is not known, all are computed anew and kept together: so the forward passes, and with them
+        the last bits, do not depend on what was known before.
+
+        Args:
+            budget: tokens of a forward pass.
+        """
+        keys = [[key_of(row, branch) for branch in row.branches] for row in rows]
+        flat = [key for some in keys for key in some]
+        if not self.cache.has(flat):
+            start = time.perf_counter()
+            for group in cut(self.model, rows, budget):
+                parts = branch_logps(self.model, [rows[index] for index in group])
+                names = [key for index in group for key in keys[index]]
+                self.cache.add({key: part.cpu() for key, part in zip(names, parts, strict=True)})
+            self.cache.commit(time.perf_counter() - start)
+        else:
+            self.cache.count_hits(flat)
+        return [[self.cache[key] for key in some] for some in keys]
 
 
-def _key(sequence: ScoredSequence) -> bytes:
-    digest = hashlib.blake2b(len(sequence.prompt).to_bytes(8, "little"), digest_size=16)
-    for part in sequence:
+def key_of(row: TreeRow, branch: Branch) -> bytes:
+    """Names the values of a branch: the tokens of prompt and response, and which of them are scored."""
+    digest = hashlib.blake2b(len(row.prompt).to_bytes(8, "little"), digest_size=16)
+    for part in (row.prompt.astype("<i8"), branch.ids.astype("<i8"), branch.scored.astype("?")):
         digest.update(part.tobytes())
     return digest.digest()

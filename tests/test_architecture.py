@@ -23,9 +23,22 @@ MAY_IMPORT = {
 }
 """Of our own packages; each may import itself. The direction is one way, and `reports` knows nobody."""
 
+_ENGINE = tuple(
+    f"models/{name}.py"
+    for name in (
+        "logprobs",
+        "tree_attention",
+        "head",
+        "probe",
+        "precision",
+        "reference",
+        "reference_cache",
+        "generation/hf",
+    )
+)
 HEAVY = {
-    "torch": ("models/logprobs.py", "models/reference.py", "models/generation/hf.py", "trainers/", "launch/train.py"),
-    "transformers": ("models/logprobs.py", "models/reference.py", "models/generation/hf.py", "trainers/basic.py"),
+    "torch": (*_ENGINE, "trainers/", "launch/train.py"),
+    "transformers": (*_ENGINE, "trainers/basic.py"),
     **dict.fromkeys(
         ("datasets", "pyarrow", "pandas", "openai", "wandb", "matplotlib", "scipy", "accelerate", "safetensors",
          "tokenizers", "peft", "vllm", "lm_eval", "detoxify", "scrubadub"), (),

@@ -7,15 +7,17 @@ whole step without gradients, the loss on them and its slopes, then each micro-b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from dataloaders.batches import Row, microbatches
+from dataloaders.batches import Place, Row, trees
 from dataloaders.chat_format import MARKERS
-from models.logprobs import ScoredSequence, token_logps
+from models.logprobs import branch_logps, cut, use_tree_rows
+from models.precision import WorkingCopy
 from trainers import distributed
 from trainers.metrics import Clock
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from models.reference import Reference
+    from models.tree_rows import TreeRow
     from trainers.basic import BasicTrainer
 
 Tensors = dict[str, torch.Tensor]
@@ -80,8 +83,8 @@ class StepComputer:
 
     Args:
         trainer: gives `loss`, `needs`, `roles`, `select`, `loss_groups` and `couples_examples`.
-        tokens_per_microbatch: padded tokens of one forward pass.
-        dtype: compute dtype of the policy.
+        tokens_per_microbatch: tokens of one forward pass.
+        dtype: compute dtype of the policy; with bfloat16 its weights stay in float32.
     """
 
     def __init__(
@@ -98,8 +101,9 @@ class StepComputer:
         self.policy = policy
         self.reference = reference
         self.budget = tokens_per_microbatch
-        self.dtype = dtype
         self.clock = clock
+        use_tree_rows(policy)
+        self._copy = WorkingCopy(policy, dtype) if dtype == torch.bfloat16 else None
         self.parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         roles = {(need.model, trainer.select(need.role, [])[0]) for need in trainer.needs}
         self.trained_roles = [role for role in trainer.roles if ("policy", role) in roles]
@@ -107,10 +111,9 @@ class StepComputer:
 
     def evaluate(self, rows: Sequence[Row]) -> StepResult:
         """Loss and tensors of rows (this process's share), without gradients."""
-        logps = self._without_gradients(rows)
-        with self.clock.part("forward"), torch.no_grad():
-            for role in self.trained_roles:
-                logps["policy", role] = self._in_groups(rows, role)
+        logps = self._referred(rows)
+        with self.clock.part("forward"), torch.no_grad(), self._in_its_precision():
+            logps |= self._policy(rows, [*self.trained_roles, *self._still_of("policy")])
             return self._result(rows, logps | self._with_all_processes(logps))
 
     def gradients(self, rows: Sequence[Row]) -> StepResult:
@@ -120,47 +123,59 @@ class StepComputer:
             NonFiniteError: when a loss is not finite.
             ValueError: when a loss couples examples and does not say so.
         """
-        logps = self._without_gradients(rows)
-        groups = microbatches(rows, self.trained_roles, self.budget) if rows else []
-        result = (
-            self._coupled(rows, logps, groups) if self.trainer.couples_examples else self._apart(rows, logps, groups)
-        )
+        logps = self._referred(rows)
+        with self._in_its_precision():
+            with self.clock.part("forward"):
+                logps |= self._policy(rows, self._still_of("policy"))
+            result = self._coupled(rows, logps) if self.trainer.couples_examples else self._apart(rows, logps)
         with self.clock.part("backward"):
             distributed.sum_gradients(self.parameters)
         return result
 
     # Log-probabilities ---------------------------------------------------------------------------------------------
 
+    def _in_its_precision(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._copy is None else self._copy.installed()
+
+    def _still_of(self, model: str) -> list[str]:
+        """The roles for which a model's log-probabilities are needed without gradients."""
+        return [role for which, role in self._still if which == model]
+
     @torch.no_grad()
-    def _without_gradients(self, rows: Sequence[Row]) -> Logps:
-        """The reference's log-probabilities, and the policy's for roles that are not trained on (KTO's KL)."""
-        logps: Logps = {}
-        for model, role in self._still:
-            with self.clock.part("reference" if model == "reference" else "forward"):
-                logps[model, role] = self._referred(rows, role) if model == "reference" else self._in_groups(rows, role)
+    def _policy(self, rows: Sequence[Row], roles: Sequence[str]) -> Logps:
+        """The policy's log-probabilities, without gradients."""
+        logps: Logps = {("policy", role): [self._empty()] * len(rows) for role in roles}
+        for places, forest in self._packs(rows, roles):
+            for (index, role), value in zip(places, branch_logps(self.policy, forest), strict=True):
+                logps["policy", role][index] = value
         return logps
 
-    def _in_groups(self, rows: Sequence[Row], role: str) -> list[torch.Tensor]:
-        logps: dict[int, torch.Tensor] = {}
-        for group in microbatches(rows, [role], self.budget) if rows else []:
-            parts = token_logps(self.policy, [_sequence(rows[index], role) for index in group], self.dtype)
-            logps |= dict(zip(group, parts, strict=True))
-        return [logps[index] for index in range(len(rows))]
+    def _referred(self, rows: Sequence[Row]) -> Logps:
+        """The reference's log-probabilities."""
+        roles = self._still_of("reference")
+        logps: Logps = {("reference", role): [self._empty()] * len(rows) for role in roles}
+        if not roles or not rows:
+            return logps
+        with self.clock.part("reference"):
+            made, places = trees(rows, roles, self.budget)
+            for of, values in zip(places, self.reference.logps(made, self.budget), strict=True):
+                for (index, role), value in zip(of, values, strict=True):
+                    logps["reference", role][index] = value.to(self.policy.device)
+        return logps
 
-    def _referred(self, rows: Sequence[Row], role: str) -> list[torch.Tensor]:
-        sequences = [_sequence(row, role) for row in rows]
-        new = [index for index, sequence in enumerate(sequences) if not self.reference.known(sequence)]
-        for group in microbatches([rows[index] for index in new], [role], self.budget) if new else []:
-            self.reference.compute([sequences[new[index]] for index in group])
-        return self.reference.look_up(sequences, self.policy.device)
+    def _packs(self, rows: Sequence[Row], roles: Sequence[str]) -> Iterator[tuple[list[Place], list[TreeRow]]]:
+        """The forward passes over some roles of rows: which responses, and the tree rows that hold them."""
+        if not rows or not roles:
+            return
+        made, places = trees(rows, roles, self.budget)
+        for group in cut(self.policy, made, self.budget):
+            yield [place for number in group for place in places[number]], [made[number] for number in group]
 
-    def _forward(self, rows: Sequence[Row]) -> Logps:
-        """One forward pass over the trained roles of some rows."""
-        sequences = [_sequence(row, role) for role in self.trained_roles for row in rows]
-        logps, size = token_logps(self.policy, sequences, self.dtype), len(rows)
-        return {
-            ("policy", role): logps[place * size : (place + 1) * size] for place, role in enumerate(self.trained_roles)
-        }
+    def _forward(self, places: Sequence[Place], forest: Sequence[TreeRow]) -> tuple[list[int], Logps]:
+        """One forward pass with gradients: the rows in it, and for each of them its log-probabilities by role."""
+        values = dict(zip(places, branch_logps(self.policy, forest), strict=True))
+        group = sorted({index for index, _ in places})
+        return group, {("policy", role): [values[index, role] for index in group] for role in self.trained_roles}
 
     # The loss ------------------------------------------------------------------------------------------------------
 
@@ -226,15 +241,15 @@ class StepComputer:
             tensors, weights, _ = self._of_all_processes(rows, tensors, weights)
         return StepResult(rows, tensors, self._loss(tensors, weights), weights)
 
-    def _apart(self, rows: Sequence[Row], logps: Logps, groups: list[list[int]]) -> StepResult:
+    def _apart(self, rows: Sequence[Row], logps: Logps) -> StepResult:
         """Each micro-batch forward and backward by itself; the loss on the whole step is then there for the metrics."""
         count = distributed.total(self._count(rows))
         shared = self._with_all_processes(logps)
         trained: Logps = {("policy", role): [self._empty()] * len(rows) for role in self.trained_roles}
-        for group in groups:
-            some = [rows[index] for index in group]
+        for pack in self._packs(rows, self.trained_roles):
             with self.clock.part("forward"):
-                own = self._forward(some)
+                group, own = self._forward(*pack)
+                some = [rows[index] for index in group]
                 known = {
                     key: [values[index] for index in group] if key[1] in self.trained_roles else values
                     for key, values in shared.items()
@@ -260,10 +275,9 @@ class StepComputer:
 
     # Losses that couple examples -----------------------------------------------------------------------------------
 
-    def _coupled(self, rows: Sequence[Row], logps: Logps, groups: list[list[int]]) -> StepResult:
-        with self.clock.part("forward"), torch.no_grad():
-            for role in self.trained_roles:
-                logps["policy", role] = self._in_groups(rows, role)
+    def _coupled(self, rows: Sequence[Row], logps: Logps) -> StepResult:
+        with self.clock.part("forward"):
+            logps = logps | self._policy(rows, self.trained_roles)
         logps = logps | self._with_all_processes(logps)
         own = self._named(rows, logps)
         slopes_of = [need for need in self.trainer.needs if need.model == "policy" and need.role not in self.step_roles]
@@ -275,15 +289,17 @@ class StepComputer:
         leaves = [own[need.parameter] for need in slopes_of]
         slopes = torch.autograd.grad((output.losses * weights).sum() / count, leaves)
         by_name = {need.parameter: slope for need, slope in zip(slopes_of, slopes, strict=True)}
-        for group in groups:
-            self._backward_with(by_name, rows, group, slopes_of)
+        for pack in self._packs(rows, self.trained_roles):
+            self._backward_with(by_name, rows, pack, slopes_of)
         detached = {name: tensor.detach() for name, tensor in tensors.items()}
         return StepResult(rows, detached, output.to(output.losses.device), weights)
 
-    def _backward_with(self, slopes: Tensors, rows: Sequence[Row], group: list[int], needs: list) -> None:
+    def _backward_with(
+        self, slopes: Tensors, rows: Sequence[Row], pack: tuple[list[Place], list[TreeRow]], needs: list
+    ) -> None:
         """Backward of one micro-batch, given the slope of the step's loss in each log-probability."""
         with self.clock.part("forward"):
-            own = self._forward([rows[index] for index in group])
+            group, own = self._forward(*pack)
         surrogate = torch.zeros((), device=self.policy.device)
         for need in needs:
             role, indices = self.trainer.select(need.role, rows)
@@ -373,11 +389,6 @@ def describe(row: Row) -> str:
     for marker in MARKERS:
         prompt = prompt.replace(marker, " ")
     return f"{row.example.dataset_name}: {' '.join(prompt.split())[:120]!r}"
-
-
-def _sequence(row: Row, role: str) -> ScoredSequence:
-    response = row.responses[role]
-    return ScoredSequence(row.prompt, response.ids, response.scored)
 
 
 def _scored_tokens(row: Row, role: str) -> int:

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.logprobs import ScoredSequence, token_logps
+from models.logprobs import ScoredSequence, plain_attention, token_logps
 from models.reference import Reference
+from models.tree_rows import Branch, TreeRow
 from tests import tiny
 
 GENERATOR = np.random.default_rng(0)
@@ -51,7 +52,7 @@ def test_every_family_in_a_padded_batch(family: str):
     with torch.no_grad():
         values = token_logps(model, SEQUENCES)
         for sequence, value in zip(SEQUENCES, values, strict=True):
-            assert value.dtype == torch.float32
+            assert value.dtype == model.dtype
             assert torch.allclose(value.double(), plain(model, sequence), rtol=1e-5, atol=1e-5)
     assert [len(value) for value in values] == [12, 1, 17, 1, 7, 0, 3, 0]
 
@@ -74,7 +75,8 @@ def test_bfloat16_is_close_and_comes_as_float32(family: str):
     """Prevents log-probabilities in bfloat16: a sum of 200 such tokens would be off by a third of a nat."""
     model = tiny.tiny_model(family)
     with torch.no_grad():
-        single, rough = (token_logps(model, SEQUENCES, dtype) for dtype in (torch.float32, torch.bfloat16))
+        single = token_logps(model, SEQUENCES)
+        rough = token_logps(model.to(torch.bfloat16), SEQUENCES)
     for one, other in zip(single, rough, strict=True):
         assert other.dtype == torch.float32
         assert torch.allclose(one, other, atol=0.15)
@@ -110,13 +112,14 @@ def test_reference_values_have_no_gradient_and_are_computed_once():
         return tiny.tiny_model(seed=3)
 
     reference = Reference(load)
-    assert not reference.known(SEQUENCES[0]) and not loads
-    reference.compute(SEQUENCES)
-    assert all(map(reference.known, SEQUENCES))
-    values = reference.look_up(SEQUENCES, "cpu")
+    assert not loads
+    rows = [TreeRow(one.prompt, [Branch(one.response, one.scored)]) for one in SEQUENCES]
+    for _ in range(2):
+        values = [value for (value,) in reference.logps(rows, 100)]
     assert len(loads) == 1
-    assert (reference.misses, reference.hits) == (len(SEQUENCES), len(SEQUENCES))
+    assert (reference.cache.misses, reference.cache.hits) == (len(SEQUENCES), len(SEQUENCES))
     assert not any(value.requires_grad for value in values)
     assert not any(parameter.requires_grad for parameter in reference.model.parameters())
-    for one, value in zip(SEQUENCES, values, strict=True):
-        assert torch.allclose(value.double(), plain(reference.model, one), atol=1e-4)
+    with plain_attention(reference.model):
+        for one, value in zip(SEQUENCES, values, strict=True):
+            assert torch.allclose(value.double(), plain(reference.model, one), atol=1e-4)

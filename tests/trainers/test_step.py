@@ -1,16 +1,18 @@
 """One optimizer step: however it is cut into micro-batches, ordered or padded, its gradient and metrics stay."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from dataloaders.batches import microbatches
+from dataloaders.batches import trees
 from dataloaders.paired import PairedPreferenceDataLoader
 from dataloaders.sft import SFTDataLoader
 from dataloaders.unpaired import UnpairedPreferenceDataLoader
-from models.logprobs import ScoredSequence, token_logps
+from models.logprobs import ScoredSequence, cut, plain_attention, token_logps
+from models.tree_rows import Branch, TreeRow
 from tests import tiny
 from tests.trainers.couplings import (
     RunningMeanTrainer,
@@ -322,9 +324,9 @@ def test_the_reference_is_computed_once():
     trainer = tiny.trainer(KTOTrainer, "kto")
     trainer.computer.gradients(rows)
     reference = trainer.computer.reference
-    misses = reference.misses
+    misses = reference.cache.misses
     first = trainer.computer.evaluate(rows).output.losses
-    assert reference.misses == misses > 0
+    assert reference.cache.misses == misses > 0
     assert torch.allclose(first, trainer.computer.evaluate(rows[::-1]).output.losses[reverse_of(rows)])
 
 
@@ -339,25 +341,38 @@ def test_the_reference_distinguishes_prompt_response_and_scores():
     reference = tiny.trainer(DPOTrainer, "dpo").computer.reference
     ids, all_scored = np.arange(5, 11, dtype=np.int32), np.ones(6, dtype=bool)
     cases = [
-        ScoredSequence(ids[:2], ids[2:], all_scored[2:]),
-        ScoredSequence(ids[:3], ids[3:], all_scored[3:]),
-        ScoredSequence(ids[:2], ids[2:], np.array([True, False, True, True])),
+        (ids[:2], Branch(ids[2:], all_scored[2:])),
+        (ids[:3], Branch(ids[3:], all_scored[3:])),
+        (ids[:2], Branch(ids[2:], np.array([True, False, True, True]))),
     ]
-    reference.compute(cases)
-    for case in cases:
-        (value,) = reference.look_up([case], "cpu")
-        assert torch.allclose(value, token_logps(reference.model, [case])[0], atol=1e-6)
+    for _ in range(2):
+        values = reference.logps([TreeRow(prompt, [branch]) for prompt, branch in cases], WHOLE)
+        for (prompt, branch), (value,) in zip(cases, values, strict=True):
+            (plain,) = token_logps(reference.model, [ScoredSequence(prompt, *branch)])
+            assert torch.allclose(value, plain, atol=1e-6)
+    assert (reference.cache.misses, reference.cache.hits) == (3, 3)
 
 
-def test_micro_batches_hold_every_row_once_within_the_budget():
-    """Prevents lost or doubled rows, and passes larger than the budget but for a single row."""
+@pytest.mark.parametrize("padded", [False, True])
+def test_forward_passes_hold_every_response_once_within_the_budget(padded: bool):
+    """Prevents lost or doubled responses, halves of a pair, and passes larger than the budget but for a single tree."""
     rows = rows_of("dpo", 20)
-    for budget in (1, 50, 120, 400, WHOLE):
-        groups = microbatches(rows, ("chosen", "rejected"), budget)
-        assert sorted(index for group in groups for index in group) == list(range(len(rows)))
-        for group in groups:
-            padded = 2 * len(group) * max(rows[index].length(("chosen", "rejected")) for index in group)
-            assert padded <= budget or len(group) == 1
+    rows = [*rows, *(replace(row, responses=dict(row.responses)) for row in rows[:7])]  # some prompts come twice
+    model = tiny.trainer(DPOTrainer, "dpo").policy
+    with plain_attention(model) if padded else nullcontext():
+        for budget in (1, 50, 120, 400, WHOLE):
+            made, places = trees(rows, ("chosen", "rejected"), budget)
+            groups = cut(model, made, budget)
+            seen = [place for group in groups for number in group for place in places[number]]
+            assert sorted(seen) == [(index, role) for index in range(len(rows)) for role in ("chosen", "rejected")]
+            for row, of in zip(made, places, strict=True):
+                assert all(np.array_equal(rows[index].prompt, row.prompt) for index, _ in of)
+                assert len(row) <= budget or len(of) == 2
+            for group in groups:
+                paths = [len(made[n].prompt) + len(branch.ids) for n in group for branch in made[n].branches]
+                size = len(paths) * max(paths) if padded else sum(len(made[number]) for number in group)
+                assert size <= budget or len(group) == 1
+    assert len(trees(rows, ("chosen",), WHOLE)[0]) == 20
 
 
 def test_true_pairs_are_told_from_the_others():

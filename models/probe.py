@@ -1,0 +1,146 @@
+"""Whether tree rows are exact for a model: tried on a small random model of its class before they are relied on.
+
+Some architectures mix positions by other means than causal attention (state-space layers, convolutions), or ignore a
+registered attention without an error; tree rows would then be silently wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from models.tree_rows import Branch, Pack, Stretch, TreeRow
+
+TOLERANCE = 1e-4  # nats, in float32; a token that sees what it should not see moves log-probabilities by far more
+_WINDOW = 5  # shorter than the probe's rows, so that sliding windows are crossed
+_SIZES = {
+    "hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 16, "vocab_size": 96, "head_dim": 8,
+    "embedding_size": 32, "ffn_dim": 48, "word_embed_proj_dim": 32, "n_inner": 48,
+}  # fmt: skip
+_verdicts: dict[tuple[type, str], str | None] = {}
+
+
+def why_not_exact(model: PreTrainedModel) -> str | None:
+    """None when tree rows give what plain rows give; else what went wrong, in a few words."""
+    try:
+        config = small_config(model.config)
+    except Exception as error:  # whatever a config of somebody's class raises
+        return f"no small model of its class can be made ({_first(error)})"
+    name = type(model), json.dumps(config.to_dict(), sort_keys=True, default=str)
+    if name not in _verdicts:
+        _verdicts[name] = _try(type(model), config)
+    return _verdicts[name]
+
+
+def small_config(config: PretrainedConfig) -> PretrainedConfig:
+    """The same architecture with small sizes, short windows, and layers up to where each kind has occurred."""
+    small = copy.deepcopy(config)
+    for part in {id(one): one for one in (small, small.get_text_config())}.values():
+        heads = getattr(part, "num_attention_heads", None)
+        groups = (heads or 1) // (getattr(part, "num_key_value_heads", None) or heads or 1)
+        old_half = (getattr(part, "head_dim", None) or getattr(part, "hidden_size", 0) // (heads or 1)) // 2
+        layers = getattr(part, "num_hidden_layers", 2)
+        kinds = getattr(part, "layer_types", None) or []
+        kept = max([2, *(kinds.index(kind) + 1 for kind in set(kinds))])
+        for key, value in list(vars(part).items()):
+            if isinstance(value, list) and len(value) == layers:
+                setattr(part, key, value[:kept])
+        latent = getattr(part, "qk_rope_head_dim", None) is not None  # has head sizes of its own, which it keeps
+        for key, value in {**_SIZES, "num_hidden_layers": kept, "num_attention_heads": 4, "rotary_dim": 4}.items():
+            if getattr(part, key, None) is not None and not (latent and key == "head_dim"):
+                with contextlib.suppress(AttributeError):  # of some configs it is computed
+                    setattr(part, key, value)
+        if getattr(part, "num_key_value_heads", None) is not None:
+            part.num_key_value_heads = max(1, 4 // groups)
+        for key in ("sliding_window", "attention_chunk_size", "window_size"):
+            if isinstance(getattr(part, key, None), int):
+                setattr(part, key, _WINDOW)
+        for key in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            if getattr(part, key, None) is not None:
+                setattr(part, key, 1)
+        _shorten_factors(getattr(part, "rope_parameters", None), old_half, 4)
+    return small
+
+
+def _shorten_factors(settings: Any, old: int, new: int) -> None:
+    """Rope scaling that has a factor for each pair of dimensions gets as many as there are now."""
+    if not isinstance(settings, dict):
+        return
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            _shorten_factors(value, old, new)
+        elif isinstance(value, list) and old and len(value) > new:
+            settings[key] = value[: max(1, len(value) * new // old)]
+
+
+def _try(kind: type[PreTrainedModel], config: PretrainedConfig) -> str | None:
+    from models.logprobs import ScoredSequence, packed_logps, token_logps, tree_attention
+
+    rows = _rows(_SIZES["vocab_size"])
+    pack = Pack.of(rows)
+    sequences = [ScoredSequence(row.prompt, *branch) for row in rows for branch in row.branches]
+    chatter = logging.get_verbosity()
+    logging.set_verbosity_error()  # of transformers, about the small model
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = kind._from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+            _spread(model)
+        with torch.no_grad():
+            plain = torch.cat([token_logps(model, [sequence])[0] for sequence in sequences])
+            with tree_attention(model):
+                ours = torch.cat(packed_logps(model, pack))
+                blind = torch.cat(packed_logps(model, _as_chains(pack)))
+    except Exception as error:  # whatever a model of somebody's class raises
+        return _first(error)
+    finally:
+        logging.set_verbosity(chatter)
+    if not torch.isfinite(plain).all():
+        return "a small random model of its class gives values that are not finite"
+    if not (ours - plain).abs().max() <= TOLERANCE:
+        return f"log-probabilities differ by {(ours - plain).abs().max():.1e} nats from those of plain rows"
+    if (blind - plain).abs().max() < 100 * TOLERANCE:
+        return "a small random model of its class does not tell branches from a chain"
+    return None
+
+
+def _rows(vocabulary: int) -> list[TreeRow]:
+    generator = np.random.default_rng(0)
+
+    def ids(count: int) -> np.ndarray:
+        return generator.integers(2, vocabulary, size=count)
+
+    shapes = [(9, (7, 1, 4)), (1, (1, 6)), (12, (8,)), (2, (9, 9))]
+    return [
+        TreeRow(ids(prompt), [Branch(ids(count), np.ones(count, dtype=bool)) for count in counts])
+        for prompt, counts in shapes
+    ]
+
+
+def _as_chains(pack: Pack) -> Pack:
+    """The pack as an attention sees it that does not know of branches: each token sees all of its row before it."""
+    starts = [stretch.start for stretch in pack.stretches if stretch.prompt == (0, 0)]
+    ends = [*starts[1:], len(pack)]
+    return dataclasses.replace(pack, stretches=tuple(map(Stretch, starts, ends)), masks={})
+
+
+def _spread(model: PreTrainedModel) -> None:
+    """Weights large enough that every token matters to every later one."""
+    for parameter in model.parameters():
+        if parameter.ndim >= 2:
+            parameter.data.normal_(std=parameter.shape[-1] ** -0.5 * 1.5)
+        else:
+            parameter.data.add_(torch.randn_like(parameter) * 0.1)
+
+
+def _first(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

@@ -1,0 +1,181 @@
+"""Reference values on disk, shared by all runs: whoever asks again, whatever the loss, finds them there.
+
+A folder belongs to one (reference weights and config, compute dtype, kind of device). Each process that writes has a
+file of its own in it, to which it appends a record for each optimizer step; a record that is not whole is not used.
+
+    record = "AURF" | u64 length of the payload | 16 bytes blake2b of the payload | payload
+    payload = f64 seconds it took | u32 n | n keys of 16 bytes | n u32 lengths | float32 values
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import secrets
+import struct
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
+
+_MAGIC = b"AURF"
+_HEADER = struct.Struct("<4sQ16s")
+_PAYLOAD = struct.Struct("<dI")
+
+
+class ReferenceCache:
+    """Values by key, in memory and, when there is a folder, on disk.
+
+    Args:
+        folder: None keeps the values for this run alone.
+    """
+
+    def __init__(self, folder: Path | None = None):
+        self._values: dict[bytes, np.ndarray] = {}
+        self._seconds: dict[bytes, float] = {}  # what computing a value took, of values that were read
+        self._new: dict[bytes, np.ndarray] = {}
+        self._folder = folder
+        self._file: Path | None = None
+        self.hits = self.misses = 0
+        self.seconds_saved = 0.0
+        if folder is not None:
+            self._open(folder)
+
+    def has(self, keys: Sequence[bytes]) -> bool:
+        """Whether all of these are known."""
+        return all(key in self._values for key in keys)
+
+    def __getitem__(self, key: bytes) -> torch.Tensor:
+        return torch.from_numpy(self._values[key].copy())
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def count_hits(self, keys: Sequence[bytes]) -> None:
+        """Notes that values were found and not computed."""
+        self.hits += len(keys)
+        self.seconds_saved += sum(self._seconds.get(key, 0.0) for key in keys)
+
+    def add(self, values: dict[bytes, torch.Tensor]) -> None:
+        """Values of a step, to be kept by `commit`."""
+        self._new |= {key: value.to(torch.float32).numpy().copy() for key, value in values.items()}
+
+    def commit(self, seconds: float) -> None:
+        """Keeps what was added since the last time, all of it or none; `seconds` is how long computing it took."""
+        self.misses += len(self._new)
+        self._values |= self._new
+        self._seconds |= dict.fromkeys(self._new, seconds / max(1, len(self._new)))
+        if self._folder is not None:
+            self._append(_record(self._new, seconds))
+        self._new = {}
+
+    def account(self) -> str:
+        """Hits, misses and seconds saved, in words."""
+        where = "on disk" if self._folder is not None else "in memory"
+        return (
+            f"reference values: {self.hits} found {where}, {self.misses} computed; "
+            f"about {self.seconds_saved:.0f} s saved"
+        )
+
+    # The disk ------------------------------------------------------------------------------------------------------
+
+    def _open(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for file in sorted(folder.glob("*.bin")):
+                torn = self._read(file)
+                if torn:
+                    log.warning("%s: %d bytes at its end are not a whole record and are not used", file, torn)
+            if not os.access(folder, os.W_OK):
+                raise PermissionError(f"no permission to write to {folder}")
+        except OSError as error:
+            self._give_up(error)
+
+    def _read(self, file: Path) -> int:
+        """Takes the whole records of a file; returns how many bytes were left over."""
+        if file.stat().st_size == 0:
+            return 0
+        contents = np.memmap(file, dtype=np.uint8, mode="r")
+        at = 0
+        for payload, end in _payloads(contents):
+            at = end
+            seconds, count = _PAYLOAD.unpack_from(payload)
+            keys = payload[_PAYLOAD.size : _PAYLOAD.size + 16 * count].reshape(count, 16)
+            lengths_at = _PAYLOAD.size + 16 * count
+            lengths = payload[lengths_at : lengths_at + 4 * count].view("<u4")
+            values = np.frombuffer(payload, dtype="<f4", offset=lengths_at + 4 * count)
+            parts = np.split(values, np.cumsum(lengths)[:-1]) if count else []
+            self._values |= {key.tobytes(): part for key, part in zip(keys, parts, strict=True)}
+            self._seconds |= dict.fromkeys((key.tobytes() for key in keys), seconds / max(1, count))
+        return len(contents) - at
+
+    def _append(self, record: bytes) -> None:
+        if self._file is None:
+            self._file = self._folder / f"{os.getpid()}-{secrets.token_hex(4)}.bin"
+        try:
+            with open(self._file, "ab") as file:
+                file.write(record)
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        """A cache that cannot be written is no reason to stop: values are then computed once for each run."""
+        log.warning("reference values are not kept on disk: %s", error)
+        self._folder = None
+
+
+def _record(values: dict[bytes, np.ndarray], seconds: float) -> bytes:
+    lengths = np.array([len(value) for value in values.values()], dtype="<u4")
+    floats = np.concatenate([*values.values(), np.zeros(0)]).astype("<f4")
+    payload = b"".join([_PAYLOAD.pack(seconds, len(values)), *values, lengths.tobytes(), floats.tobytes()])
+    return _HEADER.pack(_MAGIC, len(payload), hashlib.blake2b(payload, digest_size=16).digest()) + payload
+
+
+def _payloads(contents: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+    """The payloads of whole records, and where each ends; stops at the first that is not whole."""
+    at = 0
+    while at + _HEADER.size <= len(contents):
+        magic, length, digest = _HEADER.unpack_from(contents, at)
+        end = at + _HEADER.size + length
+        if magic != _MAGIC or end > len(contents):
+            return
+        payload = np.array(contents[at + _HEADER.size : end])
+        if hashlib.blake2b(payload, digest_size=16).digest() != digest:
+            return
+        yield payload, end
+        at = end
+
+
+def folder_for(cache_dir: str | Path, digest: str, dtype: torch.dtype, device: torch.device) -> Path:
+    """Where the values of a reference are kept."""
+    return Path(cache_dir) / "reference" / f"{digest[:32]}-{str(dtype).removeprefix('torch.')}-{device.type}"
+
+
+_NOT_MATHS = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "_attn_implementation"}
+
+
+def weights_digest(model: PreTrainedModel) -> str:
+    """SHA-256 of a model's config and weights, whatever file they came from."""
+    config = {key: value for key, value in model.config.to_dict().items() if key not in _NOT_MATHS}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    state = model.state_dict()
+
+    def of(name: str) -> bytes:
+        tensor = state[name].detach().cpu().contiguous()
+        header = f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
+        return hashlib.sha256(header + b"\0" + tensor.reshape(-1).view(torch.uint8).numpy().data).digest()
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for part in pool.map(of, sorted(state)):
+            digest.update(part)
+    return digest.hexdigest()
