@@ -220,7 +220,7 @@ def write_samples(path: Path, config: DictConfig, samples: list[dict[str, Any]])
 
 def evaluate(config: DictConfig, folder: Path, saved: str | None) -> dict[str, float]:
     """The loss and metrics of the run's trainer on `split`; printed, and kept as eval-{split}.json beside the run."""
-    from launch.train import check_vocabulary, trainer_class
+    from launch.train import check_vocabulary, check_weights, trainer_class
     from models.checkpoints import read_loss_state
     from trainers import distributed
 
@@ -231,6 +231,7 @@ def evaluate(config: DictConfig, folder: Path, saved: str | None) -> dict[str, f
     loader = build.build_loader(config, build.build_example_tokenizer(config, tokenizer), config.split)
     policy = build.build_model(config, device, saved or config.model.load_from)
     check_vocabulary(policy, tokenizer)
+    check_weights(policy)
     rows = loader.fixed_rows(config.n_eval_examples)
     trainer = kind(config, tokenizer, policy, build.build_reference(config, device), None, rows, None)
     if saved is not None:

@@ -105,6 +105,7 @@ def _trainer(
     torch.manual_seed(config.seed)
     policy = build.build_model(config, device, config.model.load_from)
     check_vocabulary(policy, tokenizer)
+    check_weights(policy)
     if config.model.activation_checkpointing:
         policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     policy.requires_grad_(True)
@@ -130,4 +131,14 @@ def check_vocabulary(model: object, tokenizer: object) -> None:
         raise ValueError(
             f"the tokenizer has {len(tokenizer)} tokens and the model embeds {rows}: they do not belong together. Set "
             "model.tokenizer_name_or_path to the tokenizer of this model."
+        )
+
+
+def check_weights(model: object) -> None:
+    """A weight that is not finite would make every loss nan."""
+    bad = [name for name, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())]
+    if bad:
+        raise ValueError(
+            f"{len(bad)} weights of the model are not finite (nan or inf), {bad[0]} the first of them: the checkpoint "
+            "is damaged, or its run diverged. Start from another one."
         )

@@ -96,6 +96,13 @@ def cut(model: PreTrainedModel, rows: Sequence[TreeRow], budget: int) -> list[li
     return groups
 
 
+def positions(model: PreTrainedModel, rows: Sequence[TreeRow]) -> int:
+    """How many positions a forward pass over these rows computes, padding included."""
+    if uses_tree_rows(model):
+        return sum(map(len, rows))
+    return sum(len(row.branches) for row in rows) * max(map(_longest, rows))
+
+
 def _longest(row: TreeRow) -> int:
     return len(row.prompt) + max(len(branch.ids) for branch in row.branches)
 

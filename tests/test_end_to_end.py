@@ -194,3 +194,27 @@ def test_a_non_finite_loss_stops_before_the_optimizer(tmp_path):
     with pytest.raises(ValueError, match=r"not finite at optimizer step 2 .*everyday: "):
         trained(tmp_path, "loss=sft", "lr=1e30", "warmup=0", "model.max_grad_norm=null", "optimizer=SGD")
     assert not (tmp_path / "tiny_sft" / "LATEST").exists()
+
+
+def test_a_damaged_model_is_named_before_it_trains(tmp_path):
+    """Prevents a run of nan losses from a checkpoint whose weights are nan already."""
+    run = trained(tmp_path, "loss=sft", "exp_name=broken")
+    path = run / "LATEST" / "policy.pt"
+    contents = torch.load(path, weights_only=True)
+    next(iter(contents["state"].values()))[0] = float("nan")
+    torch.save(contents, path)
+    with pytest.raises(ValueError, match=r"not finite.*embed"):
+        trained(tmp_path, "loss=sft", "exp_name=next", "model.load_from=broken/LATEST/policy.pt")
+
+
+def test_the_next_run_finds_the_reference_values(tmp_path, monkeypatch):
+    """Prevents a sweep whose every job computes the same reference; the mismatched pairs of an epoch are kept too."""
+    from models.reference import Reference
+
+    trained(tmp_path, "loss=kto", "exp_name=first")
+    monkeypatch.setattr(Reference, "model", property(lambda _: pytest.fail("the reference was loaded")))
+    trained(tmp_path, "loss=kto", "exp_name=second", "loss.beta=0.3")
+    records = [json.loads(line) for line in (tmp_path / "second" / "metrics.jsonl").read_text().splitlines()]
+    assert any(abs(record.get("rewards_eval/margins", 0)) > 0 for record in records)
+    with pytest.raises(pytest.fail.Exception, match="was loaded"):
+        trained(tmp_path, "loss=kto", "exp_name=third", "cache_reference=false")

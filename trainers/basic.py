@@ -21,8 +21,9 @@ from models.reference import Reference
 from trainers import distributed
 from trainers.metrics import Averages, Clock, MetricsLog, peak_memory_gb
 from trainers.optimization import clip_gradients, make_optimizer, schedule
+from trainers.outputs import LossOutput, StepResult, Tensors
 from trainers.requirements import requirements
-from trainers.step import LossOutput, NonFiniteError, StepComputer, StepResult, Tensors, describe
+from trainers.step import NonFiniteError, StepComputer, describe
 
 
 class BasicTrainer:
@@ -265,6 +266,7 @@ class BasicTrainer:
             "tokens_per_second": tokens / seconds,
             "seconds/all": seconds,
             **parts,
+            **self.computer.token_shares(),
             "peak_memory_gb": peak_memory_gb(self.policy.device),
         }
 

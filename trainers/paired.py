@@ -6,7 +6,7 @@ import torch
 
 from trainers.basic import BasicTrainer
 from trainers.losses.paired import dpo
-from trainers.step import LossOutput
+from trainers.outputs import LossOutput
 
 
 class PairedPreferenceTrainer(BasicTrainer):

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from dataloaders.batches import Place, Row, trees
 from dataloaders.chat_format import MARKERS
-from models.logprobs import branch_logps, cut, use_tree_rows
+from models.logprobs import branch_logps, cut, positions, use_tree_rows
 from models.precision import WorkingCopy
 from trainers import distributed
 from trainers.metrics import Clock
+from trainers.outputs import LossOutput, StepResult, Tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,50 +29,8 @@ if TYPE_CHECKING:
     from models.tree_rows import TreeRow
     from trainers.basic import BasicTrainer
 
-Tensors = dict[str, torch.Tensor]
 # (policy or reference, role of a row) -> for each row, the log-probabilities of its scored tokens
 Logps = dict[tuple[str, str], list[torch.Tensor]]
-
-
-@dataclass(frozen=True)
-class LossOutput:
-    """What a loss returned: losses (N,), rewards of the chosen (C,) and rejected (R,), what else it shows."""
-
-    losses: torch.Tensor
-    chosen_rewards: torch.Tensor | None = None
-    rejected_rewards: torch.Tensor | None = None
-    extra: tuple[torch.Tensor, ...] = ()
-
-    @classmethod
-    def of(cls, returned: torch.Tensor | tuple[torch.Tensor, ...]) -> LossOutput:
-        """From a tensor of losses, or from (losses, chosen_rewards, rejected_rewards, ...)."""
-        if isinstance(returned, torch.Tensor):
-            return cls(returned)
-        losses, chosen_rewards, rejected_rewards, *extra = returned
-        return cls(losses, chosen_rewards, rejected_rewards, tuple(extra))
-
-    @classmethod
-    def join(cls, outputs: Sequence[LossOutput]) -> LossOutput:
-        """The output of a step from those of its processes, whose `extra` is the same."""
-        names = ("losses", "chosen_rewards", "rejected_rewards")
-        joined = {name: torch.cat([getattr(output, name) for output in outputs]) for name in names}
-        return cls(**joined, extra=outputs[0].extra)
-
-    def to(self, device: torch.device | str) -> LossOutput:
-        """The same values, detached, on another device."""
-        names = ("losses", "chosen_rewards", "rejected_rewards")
-        moved = {n: None if getattr(self, n) is None else getattr(self, n).detach().to(device) for n in names}
-        return LossOutput(**moved, extra=tuple(value.detach().to(device) for value in self.extra))
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """A step as it is logged: the named tensors, the loss's output and the weight of each loss, all detached."""
-
-    rows: Sequence[Row]
-    tensors: Tensors
-    output: LossOutput
-    weights: torch.Tensor
 
 
 class NonFiniteError(ValueError):
@@ -107,6 +66,7 @@ class StepComputer:
         self.parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         roles = {(need.model, trainer.select(need.role, [])[0]) for need in trainer.needs}
         self.trained_roles = [role for role in trainer.roles if ("policy", role) in roles]
+        self.passed = np.zeros(3, dtype=np.int64)  # positions computed, tokens in trees, tokens of all paths
         self._still = sorted(roles - {("policy", role) for role in self.trained_roles})
 
     def evaluate(self, rows: Sequence[Row]) -> StepResult:
@@ -131,6 +91,14 @@ class StepComputer:
         with self.clock.part("backward"):
             distributed.sum_gradients(self.parameters)
         return result
+
+    def token_shares(self) -> dict[str, float]:
+        """Of the training passes since the last call: which share of a sequence's tokens was computed only once for
+        all responses, and which share of what was computed was no padding."""
+        computed, unique, paths = (max(1, int(count)) for count in self.passed)
+        self.passed[:] = 0
+        padded = computed != unique
+        return {"tokens/unique_share": unique / paths, "tokens/real_share": (paths if padded else unique) / computed}
 
     # Log-probabilities ---------------------------------------------------------------------------------------------
 
@@ -174,6 +142,8 @@ class StepComputer:
     def _forward(self, places: Sequence[Place], forest: Sequence[TreeRow]) -> tuple[list[int], Logps]:
         """One forward pass with gradients: the rows in it, and for each of them its log-probabilities by role."""
         values = dict(zip(places, branch_logps(self.policy, forest), strict=True))
+        paths = sum(len(row.prompt) + len(branch.ids) for row in forest for branch in row.branches)
+        self.passed += np.array([positions(self.policy, forest), sum(map(len, forest)), paths])
         group = sorted({index for index, _ in places})
         return group, {("policy", role): [values[index, role] for index in group] for role in self.trained_roles}
 

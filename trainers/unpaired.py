@@ -9,7 +9,7 @@ import torch
 from dataloaders.batches import Pair, Row
 from trainers.basic import BasicTrainer
 from trainers.losses.kto import kto
-from trainers.step import LossOutput
+from trainers.outputs import LossOutput
 
 
 class UnpairedPreferenceTrainer(BasicTrainer):

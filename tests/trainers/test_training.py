@@ -10,6 +10,7 @@ from dataloaders.paired import PairedPreferenceDataLoader
 from dataloaders.sft import SFTDataLoader
 from dataloaders.unpaired import UnpairedPreferenceDataLoader
 from models.checkpoints import read_loss_state, read_policy
+from models.logprobs import plain_attention
 from tests import tiny
 from tests.trainers.couplings import RunningMeanTrainer
 from trainers.metrics import Averages, MetricsLog
@@ -25,6 +26,7 @@ LOSSES = {
 }
 COUNTERS = {"counters/examples", "counters/updates"}
 TRAIN_ONLY = {"grad_norm", "counters/lr", "examples_per_second", "tokens_per_second", "peak_memory_gb", "seconds/all"}
+TRAIN_ONLY |= {"tokens/unique_share", "tokens/real_share"}
 TRAIN_ONLY |= {f"seconds/{part}" for part in ("data", "forward", "backward", "optimizer")}
 REWARDS = {"rewards_{}/chosen", "rewards_{}/rejected", "rewards_{}/margins"}
 NAMES = {
@@ -74,6 +76,8 @@ def test_the_loss_goes_down_and_every_step_is_logged(loss: str, tmp_path):
     expected |= set() if loss == "sft" else {"seconds/reference"}
     pairs_alone = {"rewards_train/accuracies", "rewards_train/pair_margins"} if loss == "kto" else set()
     assert all(expected - pairs_alone <= set(record) <= expected for record in train)
+    assert all(record["tokens/real_share"] == 1 for record in train), "nothing is padded"
+    assert all((record["tokens/unique_share"] < 1) == (loss == "dpo") or loss == "kto" for record in train)
     if loss != "sft":
         assert evaluations[0]["loss/eval"] == pytest.approx(math.log(2) if loss == "dpo" else 0.5, rel=1e-5)
         assert evaluations[0]["rewards_eval/margins"] == pytest.approx(0, abs=1e-5)
@@ -140,6 +144,24 @@ def test_which_metric_is_better(name: str, sequence: list[float], best: float):
     trainer = tiny.trainer(DPOTrainer, "dpo", keep_best=name)
     kept = [value for value in sequence if trainer._is_best({name.lstrip("-"): value})]
     assert kept[-1] == best
+
+
+def test_the_shares_of_tokens_are_counted(tmp_path):
+    """Prevents shares that are always one: of pairs the prompt is computed once, and padding counts where it is."""
+    run = Run(tmp_path)
+    rows = [row for step in run.trainer.train_loader for row in step]
+    prompts, responses = (
+        sum(len(row.prompt) for row in rows),
+        sum(len(one.ids) for row in rows for one in row.responses.values()),
+    )
+    run.trainer.computer.gradients(rows)
+    expected = (prompts + responses) / (2 * prompts + responses)
+    assert run.trainer.computer.token_shares()["tokens/unique_share"] == pytest.approx(expected)
+    with plain_attention(run.trainer.policy):
+        run.trainer.computer.gradients(rows)
+    shares = run.trainer.computer.token_shares()
+    longest = max(len(row.prompt) + len(one.ids) for row in rows for one in row.responses.values())
+    assert shares["tokens/real_share"] == pytest.approx((2 * prompts + responses) / (24 * longest))
 
 
 def test_an_unknown_best_metric_stops_the_run_before_it_trains(tmp_path):

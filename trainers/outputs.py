@@ -1,0 +1,53 @@
+"""What a loss returns, and what is known of a step once it is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dataloaders.batches import Row
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """What a loss returned: losses (N,), rewards of the chosen (C,) and rejected (R,), what else it shows."""
+
+    losses: torch.Tensor
+    chosen_rewards: torch.Tensor | None = None
+    rejected_rewards: torch.Tensor | None = None
+    extra: tuple[torch.Tensor, ...] = ()
+
+    @classmethod
+    def of(cls, returned: torch.Tensor | tuple[torch.Tensor, ...]) -> LossOutput:
+        """From a tensor of losses, or from (losses, chosen_rewards, rejected_rewards, ...)."""
+        if isinstance(returned, torch.Tensor):
+            return cls(returned)
+        losses, chosen_rewards, rejected_rewards, *extra = returned
+        return cls(losses, chosen_rewards, rejected_rewards, tuple(extra))
+
+    @classmethod
+    def join(cls, outputs: Sequence[LossOutput]) -> LossOutput:
+        """The output of a step from those of its processes, whose `extra` is the same."""
+        names = ("losses", "chosen_rewards", "rejected_rewards")
+        joined = {name: torch.cat([getattr(output, name) for output in outputs]) for name in names}
+        return cls(**joined, extra=outputs[0].extra)
+
+    def to(self, device: torch.device | str) -> LossOutput:
+        """The same values, detached, on another device."""
+        names = ("losses", "chosen_rewards", "rejected_rewards")
+        moved = {n: None if getattr(self, n) is None else getattr(self, n).detach().to(device) for n in names}
+        return LossOutput(**moved, extra=tuple(value.detach().to(device) for value in self.extra))
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """A step as it is logged: the named tensors, the loss's output and the weight of each loss, all detached."""
+
+    rows: Sequence[Row]
+    tensors: Tensors
+    output: LossOutput
+    weights: torch.Tensor
