@@ -45,7 +45,10 @@ class UnpairedPreferenceDataLoader(DataLoader):
                 "train with loss=sft on desirable ones."
             )
         if mismatched and len({row.prompt.tobytes() for row in self.data}) == 1:
-            raise ValueError(f"the {self.split} data has a single prompt. {NO_MISMATCH}")
+            few = " Or split off more (datasets.NAME.test_fraction=0.2), or have no evaluation (n_eval_examples=0)."
+            raise ValueError(
+                f"the {self.split} data has a single prompt. {NO_MISMATCH}{few if self.split == 'test' else ''}"
+            )
 
     def rows(self, example: Example, tokens: TokenizedExample) -> Iterator[Row]:
         """The example's labelled responses, or both sides of its pairs."""

@@ -25,6 +25,11 @@ def check_combinations(config: DictConfig, script: str) -> None:
     if "datasets" not in config or not config.datasets:
         raise ValueError("no data set is selected: choose with datasets=[everyday], say.")
     for name, options in config.datasets.items():
+        if not isinstance(options, DictConfig):
+            raise ValueError(
+                f"datasets has {name}={options!r} and no data set of that name: a data set's YAML begins with the line "
+                "`# @package datasets.NAME`, before any other comment."
+            )
         if "function" in options:
             _found(f"datasets.{name}.function", options.function, "dataloaders.datasets")
         if script == "train.py" and options.get("function") in TEST_ONLY:

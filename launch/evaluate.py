@@ -6,11 +6,13 @@ import datetime
 import json
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
 
 from dataloaders.chat_format import Conversation
 from dataloaders.examples import Example
@@ -28,13 +30,13 @@ def run(config: DictConfig, run_folder: Path | None) -> Any:
     """Does what `config.mode` says.
 
     Args:
-        run_folder: the folder of the saved config; None: the run that train.py would make of this config.
+        run_folder: the folder of the saved config; None: without a run, the model that the config names.
 
     Raises:
         ValueError: for whatever is wrong with config, data or weights.
     """
     folder = run_folder or Path(config.cache_dir) / config.exp_name
-    saved = find_policy(config, folder)
+    saved = find_policy(config, run_folder)
     log.info("weights: %s", saved or config.model.load_from or config.model.name_or_path)
     if config.mode == "inspect":
         from launch.train import inspect
@@ -49,15 +51,17 @@ def run(config: DictConfig, run_folder: Path | None) -> Any:
     return sample(config, saved)
 
 
-def find_policy(config: DictConfig, folder: Path) -> str | None:
+def find_policy(config: DictConfig, folder: Path | None) -> str | None:
     """The checkpoint to use: `saved_policy`, else the run's LATEST/policy.pt, else None (the model itself)."""
     if config.saved_policy is not None:
-        path = next((p for p in (Path(config.saved_policy), folder / config.saved_policy) if p.exists()), None)
+        candidates = [Path(config.saved_policy), *([] if folder is None else [folder / config.saved_policy])]
+        path = next((path for path in candidates if path.exists()), None)
         if path is None:
-            raise ValueError(f"saved_policy={config.saved_policy} is not there (looked here and in {folder}).")
+            where = "here" if folder is None else f"here and in {folder}"
+            raise ValueError(f"saved_policy={config.saved_policy} is not there (looked {where}).")
         return str(path.resolve())
-    latest = folder / "LATEST" / "policy.pt"
-    return str(latest.resolve()) if latest.exists() else None
+    latest = None if folder is None else folder / "LATEST" / "policy.pt"
+    return str(latest.resolve()) if latest is not None and latest.exists() else None
 
 
 # mode=sample ---------------------------------------------------------------------------------------------------------
@@ -81,7 +85,10 @@ def sample(config: DictConfig, saved: str | None) -> Path:
         reference = build.build_model(config, device, config.model.load_from)
         others = respond(config, reference, example_tokenizer, prompts, "reference")
         ids = [completion for _, _, completion in responses]
-        logps = [sequence_logps(config, model, prompts, ids) for model in (policy, reference)]
+        logps = [
+            sequence_logps(model, prompts, ids, f"scoring by the {name}")
+            for name, model in (("policy", policy), ("reference", reference))
+        ]
         for number, (entry, (text, reason, _)) in enumerate(zip(samples, others, strict=True)):
             entry |= {"reference": text, "reference_finish_reason": reason}
             entry |= {"policy_logp": logps[0][number], "policy_reference_logp": logps[1][number]}
@@ -149,7 +156,7 @@ def stop_ids(model: PreTrainedModel, tokenize: ExampleTokenizer) -> set[int]:
 
 
 def sequence_logps(
-    config: DictConfig, model: PreTrainedModel, prompts: list[np.ndarray], responses: list[np.ndarray]
+    model: PreTrainedModel, prompts: list[np.ndarray], responses: list[np.ndarray], description: str
 ) -> list[float]:
     """log p(response | prompt) in nats for each prompt, 0 for an empty response."""
     import torch
@@ -163,7 +170,7 @@ def sequence_logps(
         if len(responses[index])
     ]
     with torch.no_grad():
-        for start in range(0, len(order), 8):
+        for start in tqdm(range(0, len(order), 8), desc=description, unit="batch", file=sys.stderr):
             batch = order[start : start + 8]
             sequences = [
                 ScoredSequence(prompts[index], responses[index], np.ones(len(responses[index]), dtype=bool))

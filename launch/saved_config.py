@@ -70,7 +70,8 @@ def compose_for_eval(argv: Sequence[str]) -> tuple[DictConfig, Path | None]:
         refuse_sweep([override for override in overrides if override.is_sweep_override()])
         config = _fresh(composer, overrides) if file is None else _laid_over(composer, overrides, read_config(file))
     if config.exp_name is None:
-        config.exp_name = default_exp_name(config)
+        # Without a run it is the model itself that is looked at, whatever runs there are.
+        config.exp_name = config.model.name if file is None else default_exp_name(config)
     run_folder(config)
     check_combinations(config, SCRIPT)
     if arguments.cfg:

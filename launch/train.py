@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from dataloaders.base import DataLoader
-from dataloaders.resolve import resolve
+from dataloaders.resolve import did_you_mean, resolve
 from launch import build, inspection
 from launch.run_folder import claim, finish
 from models.loading import locate
@@ -19,6 +19,7 @@ from models.shapes import describe
 from trainers import distributed
 from trainers.basic import BasicTrainer
 from trainers.metrics import MetricsLog
+from trainers.requirements import requirements
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,13 @@ def trainer_class(config: DictConfig) -> type[BasicTrainer]:
             f"loss={config.loss.name}: {kind.__name__} trains on {', '.join(kind.roles)}, and {loader.__name__} gives "
             f"{', '.join(loader.roles)}. Choose another loss.dataloader."
         )
+    for need in requirements(kind.loss):
+        if kind.select(need.role, [])[0] not in loader.roles:
+            known = [name for name in {*loader.roles, "chosen", "rejected"} if kind.select(name, [])[0] in loader.roles]
+            raise ValueError(
+                f"{kind.__name__}.loss asks for {need.parameter}, and {loader.__name__} gives no response "
+                f"{need.role!r}{did_you_mean(need.role, known)}; there are {', '.join(sorted(known))}."
+            )
     return kind
 
 

@@ -67,9 +67,10 @@ PANELS = (
         percent=True,
     ),
     Panel(
-        "KL estimate, nats",
+        "Reference point of the loss, nats",
         (("KL", "rewards_{split}/KL_estimate"),),
-        "Mean log-ratio of responses to other prompts, at least 0: what the loss measures rewards from.",
+        "KTO's KL estimate, on responses to other prompts, clamped at 0 (below it, it is 0). "
+        "The KL in the table is another quantity: it is measured on the model's own responses.",
         from_zero=True,
     ),
     Panel("Gradient norm", (("norm", "grad_norm"),), "Of each step, before clipping.", from_zero=True),

@@ -138,7 +138,11 @@ def _findings(headline: Headline) -> list[str]:
     if (facts := headline.facts) is not None:
         low, high = (100 * end for end in facts.interval)
         said = _by_interval(
-            low, high, "It knows more facts", "It knows fewer facts", "What it knows has not clearly changed"
+            low,
+            high,
+            "It says the fact more often",
+            "It says the fact less often",
+            "It says the fact about as often",
         )
         counts = f"{facts.after} of {facts.count} answers hold the fact, {facts.before} did before"
         found.append(f"{said}: {counts} (change {span(low, high, '{:+.1f}')} points).")

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from reports.facts import fact_spans
+from reports.facts import fact_spans, says_all
 from reports.inputs import Sample
 from reports.markup import escape, table
 
 FIRST = 12  # rows of the table of examples; the others are folded away
 _OUTCOMES = {"won": "after wins", "tie": "tie", "lost": "before wins"}
+_SAID = {
+    (True, True): "both say the fact",
+    (True, False): "only before says the fact",
+    (False, True): "only after says the fact",
+    (False, False): "neither says the fact",
+}
 _NAMES = ("Prompt", "Before", "After", "Outcome")
 
 
@@ -31,12 +37,16 @@ def response(text: str, facts: Sequence[str], whole: bool | None) -> str:
     return f'<div class="text" dir="auto"><bdi>{marked(text, facts)}</bdi>{cut}</div>'
 
 
-def outcome_chip(outcome: str | None) -> str:
-    """Who won, as a chip; empty where it is not known."""
+def outcome_chip(outcome: str | None, sample: Sample) -> str:
+    """Who won, as a chip, and which of the two said the facts; empty where it is not known who won."""
     if outcome is None:
         return ""
     kind = outcome if outcome in _OUTCOMES else "tie"
-    return f'<span class="chip {kind}">{escape(_OUTCOMES.get(outcome, outcome))}</span>'
+    chip = f'<span class="chip {kind}">{escape(_OUTCOMES.get(outcome, outcome))}</span>'
+    if not sample.facts:
+        return chip
+    said = says_all(sample.before, sample.facts), says_all(sample.after, sample.facts)
+    return f'{chip} <span class="small">{_SAID[said]}</span>'
 
 
 def side_by_side(samples: Sequence[Sample], outcomes: Sequence[str | None]) -> str:
@@ -53,7 +63,7 @@ def _pair(sample: Sample, outcome: str | None) -> str:
         f'<div class="{name.lower()}"><span class="label">{name}</span>{words}</div>\n'
         for name, words in zip(("Before", "After"), _both(sample), strict=True)
     )
-    about = f"{escape(sample.topic)} {outcome_chip(outcome)}{_asked(sample)}"
+    about = f"{escape(sample.topic)} {outcome_chip(outcome, sample)}{_asked(sample)}"
     return (
         f'<article class="card pair">\n<p class="small">{about}</p>\n'
         f'<h3 class="text" dir="auto">{escape(sample.prompt)}</h3>\n<div class="sides">\n{sides}</div></article>'
@@ -73,7 +83,7 @@ def _asked(sample: Sample) -> str:
 def example_table(samples: Sequence[Sample], outcomes: Sequence[str | None]) -> str:
     """The first prompts of the file as a table, and all the others in one that is folded away."""
     lines = [
-        (f'<div class="text" dir="auto">{escape(sample.prompt)}</div>', *_both(sample), outcome_chip(outcome))
+        (f'<div class="text" dir="auto">{escape(sample.prompt)}</div>', *_both(sample), outcome_chip(outcome, sample))
         for sample, outcome in zip(samples, outcomes, strict=True)
     ]
     shown = table("stack examples", _NAMES, lines[:FIRST])

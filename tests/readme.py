@@ -25,8 +25,8 @@ class Block:
 
     @property
     def path(self) -> str | None:
-        """The file that a block is, when its first line says so."""
-        match = re.match(r"# ([\w./-]+\.(?:py|yaml))\n", self.text)
+        """The file that a block is, when its first line says so (its second one after a `@package`)."""
+        match = re.match(r"(?:# @package .*\n)?# ([\w./-]+\.(?:py|yaml))[ \n]", self.text)
         return match.group(1) if match else None
 
 
@@ -41,8 +41,8 @@ def commands(text: str) -> list[list[str]]:
 
 
 def tutorial_files() -> dict[str, str]:
-    """path -> contents, without the line that names the path."""
-    return {b.path: b.text.split("\n", 1)[1] for b in blocks(TUTORIAL) if b.path}
+    """path -> contents, as they stand in the README."""
+    return {b.path: b.text for b in blocks(TUTORIAL) if b.path}
 
 
 def run(command: list[str], folder: Path, expect: int = 0, **environment: str) -> str:

@@ -12,6 +12,7 @@ from launch.compose import compose
 from launch.evaluate import run as evaluate
 from launch.saved_config import compose_for_eval
 from launch.train import run as train
+from trainers.paired import DPOTrainer
 
 SMALL = ["model=tiny", "n_examples=8", "n_eval_examples=6", "model.batch_size=4", "lr=1e-3"]
 
@@ -218,3 +219,27 @@ def test_the_next_run_finds_the_reference_values(tmp_path, monkeypatch):
     assert any(abs(record.get("rewards_eval/margins", 0)) > 0 for record in records)
     with pytest.raises(pytest.fail.Exception, match="was loaded"):
         trained(tmp_path, "loss=kto", "exp_name=third", "cache_reference=false")
+
+
+class Misspelled(DPOTrainer):
+    """A loss with a slip in a parameter's name."""
+
+    def loss(self, policy_choosen_logps, policy_rejected_logps):
+        """Never called."""
+        return policy_choosen_logps - policy_rejected_logps
+
+
+def test_a_misspelled_response_is_named_before_anything_is_loaded(tmp_path):
+    """Prevents a KeyError in the middle of the first evaluation, for the likeliest slip in a loss of one's own."""
+    with pytest.raises(ValueError, match=r"policy_choosen_logps.*did you mean 'chosen'\?.*chosen, rejected"):
+        trained(tmp_path, "loss=dpo", "loss.trainer=tests.test_end_to_end.Misspelled")
+    assert not (tmp_path / "tiny_dpo").exists()
+
+
+def test_a_data_set_without_its_package_line_is_named(tmp_path):
+    """Prevents an AttributeError where a comment stands before a data set's `# @package` line."""
+    (tmp_path / "datasets").mkdir()
+    lines = "# mine\n# @package datasets.mine\nfunction: get_everyday\nn_examples: null\nweight: 1.0\n"
+    (tmp_path / "datasets" / "mine.yaml").write_text(lines)
+    with pytest.raises(ValueError, match=r"@package datasets\.NAME"):
+        compose(["datasets=[mine]"], config_dirs=[tmp_path])

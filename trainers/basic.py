@@ -109,7 +109,8 @@ class BasicTrainer:
 
     # What a family says ------------------------------------------------------------------------------------------
 
-    def select(self, name: str, rows: Sequence[Row]) -> tuple[str, list[int]]:
+    @classmethod
+    def select(cls, name: str, rows: Sequence[Row]) -> tuple[str, list[int]]:
         """What a role in the loss's parameter names means: the role of the rows, and which rows have it."""
         return name, list(range(len(rows)))
 

@@ -20,7 +20,8 @@ class UnpairedPreferenceTrainer(BasicTrainer):
 
     roles = ("target",)
 
-    def select(self, name: str, rows: Sequence[Row]) -> tuple[str, list[int]]:
+    @classmethod
+    def select(cls, name: str, rows: Sequence[Row]) -> tuple[str, list[int]]:
         """`chosen` and `rejected` are the `target`s of desirable and undesirable rows."""
         if name in ("chosen", "rejected"):
             return "target", [index for index, row in enumerate(rows) if row.desirable == (name == "chosen")]

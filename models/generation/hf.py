@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,25 @@ class Completion:
     def finish_reason(self) -> str:
         """`stop` when the model ended by itself, else `length`."""
         return "length" if self.end is None else "stop"
+
+
+class _Ended(StoppingCriteria):
+    """Stops nothing; moves the progress bar on for each completion of a batch that has ended."""
+
+    def __init__(self, stop_ids: Sequence[int], progress: tqdm):
+        self.stop_ids = stop_ids
+        self.progress = progress
+        self.ended: torch.Tensor | None = None
+        self.count = 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> torch.Tensor:
+        """(batch,) bool, none of them true."""
+        now = torch.isin(input_ids[:, -1], torch.tensor(self.stop_ids, device=input_ids.device))
+        self.ended = now if self.ended is None else self.ended | now
+        count = int(self.ended.sum())
+        self.progress.update(count - self.count)
+        self.count = count
+        return torch.zeros_like(now)
 
 
 class HFGenerator:
@@ -81,13 +100,14 @@ class HFGenerator:
             for start in range(0, len(order), self.batch_size):
                 batch = order[start : start + self.batch_size]
                 torch.manual_seed(self.seed + start)
-                for index, ids in zip(batch, self._batch([prompts[index] for index in batch]), strict=True):
+                ended = _Ended(self.stop_ids, progress)
+                for index, ids in zip(batch, self._batch([prompts[index] for index in batch], ended), strict=True):
                     completions[index] = self._finish(ids, self.room(prompts[index]))
-                progress.update(len(batch))
+                progress.update(len(batch) - ended.count)
             progress.close()
         return [completions[index] for index in range(len(prompts))]
 
-    def _batch(self, prompts: Sequence[np.ndarray]) -> np.ndarray:
+    def _batch(self, prompts: Sequence[np.ndarray], ended: _Ended) -> np.ndarray:
         width = max(map(len, prompts))
         ids = torch.full((len(prompts), width), self.pad_id)
         mask = torch.zeros(len(prompts), width, dtype=torch.long)
@@ -96,7 +116,12 @@ class HFGenerator:
             mask[row, width - len(prompt) :] = 1
         config = GenerationConfig(**self._settings, max_new_tokens=max(self.room(prompt) for prompt in prompts))
         device = self.model.device
-        output = self.model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config)
+        output = self.model.generate(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            generation_config=config,
+            stopping_criteria=StoppingCriteriaList([ended]),
+        )
         return output[:, width:].cpu().numpy()
 
     def _finish(self, ids: np.ndarray, room: int) -> Completion:

@@ -91,7 +91,7 @@ def test_without_a_saved_config_it_composes_as_train_does(tmp_path, monkeypatch)
     """Prevents that an untrained model cannot be sampled."""
     monkeypatch.chdir(tmp_path)
     config, folder = compose_for_eval(["model=tiny", "lr=0.5"])
-    assert (folder, config.exp_name, config.mode, config.lr) == (None, "tiny_kto", "sample", 0.5)
+    assert (folder, config.exp_name, config.mode, config.lr) == (None, "tiny", "sample", 0.5)
     assert compose_for_eval(["mode=export"])[0].mode == "export"
 
 
@@ -136,3 +136,20 @@ def test_help_and_cfg(run, capsys):
         with pytest.raises(SystemExit) as end:
             compose_for_eval(arguments)
         assert end.value.code == 0 and shown in capsys.readouterr().out
+
+
+def test_without_a_run_it_is_the_model_itself(run, monkeypatch):
+    """Prevents a sample of the base model that is a trained one because of a run that has the default name, and one
+    that takes the place of that run's samples."""
+    from launch import evaluate
+
+    for name in ("tiny", "tiny_kto"):
+        (run.parent / name / "LATEST").mkdir(parents=True)
+        (run.parent / name / "LATEST" / "policy.pt").touch()
+    config, folder = compose_for_eval(["model=tiny", "cache_dir=runs"])
+    assert (config.exp_name, folder) == ("tiny", None)
+    chosen = []
+    monkeypatch.setattr(evaluate, "sample", lambda _, saved: chosen.append(saved))
+    evaluate.run(config, folder)
+    evaluate.run(config, run.parent / "tiny_kto")
+    assert chosen == [None, str((run.parent / "tiny_kto" / "LATEST" / "policy.pt").resolve())]

@@ -165,7 +165,7 @@ def test_curves_are_pictures_with_words(tmp_path):
         "Rewards",
         "Reward margin",
         "Pair accuracy",
-        "KL estimate, nats",
+        "Reference point of the loss, nats",
     ]
     corners = []
     for picture in (curves[0].light, curves[0].dark):
