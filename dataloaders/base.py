@@ -103,6 +103,7 @@ class DataLoader(ABC):
         self._skipped: Counter[str] = Counter()
         self._unusable = dataset.unusable
         examples = list(dataset)
+        _refuse_unknown_tokens(examples, len(tokenize.tokenizer))
         tokenized = tokenize(examples, cache_dir)
         cut: Counter[str] = Counter()
         groups = []
@@ -110,7 +111,11 @@ class DataLoader(ABC):
             if tokens.dropped:
                 self.skip(tokens.dropped, example.rows, by_design=False)
                 continue
+            before = self._skipped.total()
             groups.append(list(self.rows(example, tokens)))
+            self._check_rows(groups[-1])
+            if not groups[-1] and self._skipped.total() == before:
+                self.skip("gave no row", example.rows)
             if groups[-1]:
                 cut["prompts"] += tokens.prompt_cut
                 cut["responses"] += sum(response.cut for response in tokens.responses)
@@ -126,6 +131,12 @@ class DataLoader(ABC):
             "examples": kept,
         }
         self._refuse_bad_data(dataset.name, cut["rows"])
+
+    def _check_rows(self, rows: list[Row]) -> None:
+        """Every row must have the responses that the class promises, but those that `finish` adds from other rows."""
+        for row in rows:
+            if not isinstance(row, Row) or not set(row.responses) & set(self.roles):
+                raise TypeError(f"{type(self).__name__}.rows must yield Rows with responses {', '.join(self.roles)}.")
 
     def _capped(self, groups: list[list[Row]], limit: int | None, number: int) -> tuple[int, list[Row]]:
         """The rows of all examples, or of examples chosen by the seed until `limit` rows are there."""
@@ -222,3 +233,14 @@ class DataLoader(ABC):
         order = np.random.default_rng([self.seed]).permutation(len(groups)) if self.shuffle else range(len(groups))
         indices = np.array(list(itertools.chain(*(groups[index] for index in order))), dtype=int)
         return self.finish(indices, 0, len(indices) if limit is None else min(limit, len(indices)))
+
+
+def _refuse_unknown_tokens(examples: Sequence[Example], vocabulary: int) -> None:
+    """Token ids that data bring themselves must be of this tokenizer."""
+    for example in examples:
+        for ids in (example.prompt, *example.generations):
+            if not isinstance(ids, str) and ids and (min(ids) < 0 or max(ids) >= vocabulary):
+                raise ValueError(
+                    f"{example.dataset_name}: token ids from {min(ids)} to {max(ids)}, and the tokenizer has "
+                    f"{vocabulary}, from 0: were they made with another tokenizer?"
+                )

@@ -95,7 +95,10 @@ class ExampleTokenizer:
         progress = tqdm(chunks, desc="tokenizing", unit="k", disable=len(examples) <= 2000)
         done = [one for start in progress for one in self._tokenize(examples[start : start + 1000])]
         if path is not None:
-            _write(path, done)
+            try:
+                _write(path, done)
+            except OSError as error:
+                log.warning("the tokens are not kept on disk: %s", error)
         return done
 
     def encode(self, texts: Sequence[list[Piece]]) -> list[list[int]]:
@@ -293,8 +296,13 @@ def _write(path: Path, examples: list[TokenizedExample]) -> None:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        np.savez(file, **arrays)
-    os.replace(file.name, path)
+        try:
+            np.savez(file, **arrays)
+            file.flush()
+            os.replace(file.name, path)
+        except OSError:
+            os.unlink(file.name)
+            raise
 
 
 def _joined(arrays: list[np.ndarray], dtype: type) -> np.ndarray:
@@ -308,6 +316,14 @@ def _read(path: Path) -> list[TokenizedExample] | None:
             data = {name: file[name] for name in file.files}
         ends = np.cumsum(data["lengths"])
         prompt_ends = np.cumsum(data["prompt_lengths"])
+        whole = (
+            (data["prompt_lengths"].sum(), data["lengths"].sum(), data["lengths"].sum(), data["counts"].sum()),
+            (len(data["prompts"]), len(data["ids"]), len(data["scored"]), len(data["cut"])),
+            (len(data["counts"]),) * 3,
+            (len(data["prompt_lengths"]), len(data["prompt_cut"]), len(data["dropped"])),
+        )
+        if whole[0] != whole[1] or whole[2] != whole[3]:
+            raise ValueError("its arrays do not fit together")
     except Exception as error:  # a zip file can be torn in many ways; each means the same: tokenize again
         log.warning("the cached tokens at %s are damaged (%s): tokenizing again", path, error)
         return None

@@ -5,8 +5,10 @@ from __future__ import annotations
 import datetime
 import json
 import logging
+import math
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,9 +77,11 @@ def sample(config: DictConfig, saved: str | None) -> Path:
     tokenizer = build.build_tokenizer(config, saved)
     example_tokenizer = build.build_example_tokenizer(config, tokenizer)
     examples, prompts = choose_prompts(config, example_tokenizer)
+    samples = [describe(example) for example in examples]
+    path = Path(config.samples_dir) / f"{config.exp_name}.json"
+    check_writable(path)
     device = build.build_device(config.device)
     policy = build.build_model(config, device, saved or config.model.load_from)
-    samples = [describe(example) for example in examples]
     responses = respond(config, policy, example_tokenizer, prompts, "policy")
     for entry, (text, reason, _) in zip(samples, responses, strict=True):
         entry |= {"policy": text, "finish_reason": reason}
@@ -93,7 +97,6 @@ def sample(config: DictConfig, saved: str | None) -> Path:
             entry |= {"reference": text, "reference_finish_reason": reason}
             entry |= {"policy_logp": logps[0][number], "policy_reference_logp": logps[1][number]}
             entry |= {"policy_tokens": len(ids[number])}
-    path = Path(config.samples_dir) / f"{config.exp_name}.json"
     write_samples(path, config, samples)
     cut = sum(entry["finish_reason"] == "length" for entry in samples)
     log.info("%d samples, %d of them cut off at the length limit: %s", len(samples), cut, path)
@@ -188,8 +191,36 @@ def describe(example: Example) -> dict[str, Any]:
         "prompt": readable(example.prompt),
         "chosen": Conversation.parse(target).opening.strip() if isinstance(target, str) else target,
         "dataset": example.dataset_name,
-        **{key: value for key, value in example.metadata.items() if key not in ("dataset", "prompt", "chosen")},
+        **{key: _as_json(value) for key, value in example.metadata.items() if key not in _OURS},
     }
+
+
+_OURS = {
+    "dataset", "prompt", "chosen", "policy", "reference", "finish_reason", "reference_finish_reason", "policy_logp",
+    "policy_reference_logp", "policy_tokens",
+}  # fmt: skip
+"""Keys of a sample that say what a model did; a data row's own values under these names are not taken over."""
+
+
+def _as_json(value: Any) -> Any:
+    """A value of a data row as JSON has it: what it cannot say becomes text, a number that is none becomes null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(key): _as_json(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_as_json(one) for one in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def check_writable(path: Path) -> None:
+    """Before anything is computed: the folder of a result can be made and written to."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written ({error}): name another folder by samples_dir.") from error
 
 
 def readable(prompt: str | list[int]) -> Any:
@@ -251,7 +282,10 @@ def evaluate(config: DictConfig, folder: Path, saved: str | None) -> dict[str, f
             "weights": saved or config.model.load_from or config.model.name_or_path,
             **metrics,
         }
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"eval-{config.split}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         print(json.dumps(report, indent=1))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"eval-{config.split}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            log.warning("these metrics are not kept in %s: %s", folder, error)
     return metrics

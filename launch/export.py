@@ -20,6 +20,11 @@ def export(config: DictConfig, folder: Path, saved: str | None) -> Path:
     """Writes safetensors, tokenizer, generation settings and a model card; uploads them when `push_to` says where."""
     import torch
 
+    target = Path(config.export_dir) if config.export_dir else folder / "export"
+    if target.exists() and not is_export(target):
+        raise ValueError(
+            f"export_dir={target} is there already and is no export, so nothing is written there: name a new folder."
+        )
     tokenizer = build.build_tokenizer(config, saved)
     example_tokenizer = build.build_example_tokenizer(config, tokenizer)
     model = build.build_model(config, torch.device("cpu"), saved or config.model.load_from)
@@ -29,7 +34,6 @@ def export(config: DictConfig, folder: Path, saved: str | None) -> Path:
     settings.eos_token_id = sorted(stop_ids(model, example_tokenizer))
     settings.pad_token_id = tokenizer.pad_token_id
     settings.do_sample, settings.temperature, settings.top_p = True, float(config.temperature), float(config.top_p)
-    target = Path(config.export_dir) if config.export_dir else folder / "export"
 
     def fill(temporary: Path) -> None:
         model.save_pretrained(temporary)
@@ -104,3 +108,14 @@ def model_card(config: DictConfig, folder: Path) -> str:
 
 def _read_json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder is empty or an earlier export with nothing else in it, so that it may be replaced."""
+    if not folder.is_dir():
+        return False
+    names = {entry.name for entry in folder.iterdir()}
+    card = folder / "README.md"
+    ours = card.is_file() and "tags: [aureole" in card.read_text(encoding="utf-8", errors="replace")[:2000]
+    endings = {Path(name).suffix for name in names if (folder / name).is_file()}
+    return not names or (ours and endings <= {".json", ".safetensors", ".jinja", ".txt", ".model", ".md"})

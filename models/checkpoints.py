@@ -77,7 +77,8 @@ def save_policy(
         model.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if loss_state:
-        save_file({name: value.detach().cpu().contiguous() for name, value in loss_state.items()}, folder / LOSS_STATE)
+        own = {name: value.detach().cpu().clone().contiguous() for name, value in loss_state.items()}
+        save_file(own, folder / LOSS_STATE)
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True))
 
 
@@ -92,7 +93,14 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         os.chmod(temporary, 0o755)
-        fill(temporary)
+        try:
+            fill(temporary)
+        except (OSError, RuntimeError) as error:  # torch says RuntimeError where the disk is full
+            free = shutil.disk_usage(temporary).free / 2**30
+            raise OSError(
+                f"{target} could not be written ({_first(error)}); {free:.2f} GiB are free there. What was there "
+                "before is as it was."
+            ) from error
         for file in temporary.rglob("*"):
             if file.is_file():
                 with open(file, "rb") as handle:

@@ -243,3 +243,78 @@ def test_a_data_set_without_its_package_line_is_named(tmp_path):
     (tmp_path / "datasets" / "mine.yaml").write_text(lines)
     with pytest.raises(ValueError, match=r"@package datasets\.NAME"):
         compose(["datasets=[mine]"], config_dirs=[tmp_path])
+
+
+def own_data(folder: Path, **extra: object) -> list[str]:
+    """A file of pairs with more keys, and the overrides that choose it."""
+    rows = [{"prompt": f"Question {n}?", "chosen": f"Yes {n}.", "rejected": f"No {n}.", **extra} for n in range(12)]
+    (folder / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return ["datasets=[local]", f"datasets.local.path={folder / 'own.jsonl'}", "datasets.local.test_fraction=0.5"]
+
+
+def test_samples_hold_what_the_models_said_and_valid_json(tmp_path):
+    """Prevents a data row's own `reference` that compare.py would judge as a model's, and NaN, which is no JSON."""
+    data = own_data(tmp_path, reference="forged", policy="forged", score=float("nan"), source={"a": [1]})
+    trained(tmp_path, "loss=sft", "exp_name=mine", *data)
+    evaluated(tmp_path / "mine", "mode=sample", "n_samples=2", "max_new_tokens=3", f"samples_dir={tmp_path}/s")
+    text = (tmp_path / "s" / "mine.json").read_text()
+    assert "forged" not in text and "NaN" not in text
+    assert all(one["score"] is None and one["source"] == {"a": [1]} for one in json.loads(text)["samples"])
+
+
+def test_a_place_that_cannot_be_written_is_named_before_sampling(tmp_path, monkeypatch):
+    """Prevents responses that are sampled for hours and then lost."""
+    run = trained(tmp_path, "loss=sft")
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr("launch.build.build_model", lambda *_: pytest.fail("a model was loaded"))
+    with pytest.raises(ValueError, match="samples_dir"):
+        evaluated(run, "mode=sample", f"samples_dir={tmp_path}/file")
+
+
+def test_an_export_never_replaces_anything_but_an_export(tmp_path):
+    """Prevents the loss of a folder that somebody names: documents, or the run itself."""
+    run = trained(tmp_path, "loss=sft")
+    documents = tmp_path / "documents"
+    documents.mkdir()
+    (documents / "thesis.txt").write_text("years of work")
+    for folder in (documents, run):
+        with pytest.raises(ValueError, match="no export"):
+            evaluated(run, "mode=export", f"export_dir={folder}")
+    assert (documents / "thesis.txt").exists() and (run / "LATEST").exists()
+    for _ in range(2):
+        evaluated(run, "mode=export", f"export_dir={tmp_path / 'mine'}")
+    assert (tmp_path / "mine" / "model.safetensors").exists()
+
+
+def test_metrics_are_printed_where_they_cannot_be_kept(tmp_path, monkeypatch, capsys, caplog):
+    """Prevents an evaluation that is computed and lost in a folder without permission to write."""
+    run = trained(tmp_path, "loss=sft")
+    monkeypatch.setattr(Path, "write_text", lambda *_, **__: (_ for _ in ()).throw(PermissionError("read-only")))
+    evaluated(run, "mode=eval")
+    assert "loss/eval" in capsys.readouterr().out and "not kept" in caplog.text
+
+
+def test_tokens_that_cannot_be_kept_are_made_again(tmp_path, caplog):
+    """Prevents a run that dies because of a cache of tokens."""
+    (tmp_path / "tokens").write_text("in the way")
+    trained(tmp_path, "loss=sft")
+    assert "tokens are not kept" in caplog.text
+
+
+def test_markers_in_data_are_refused(tmp_path):
+    """Prevents a text that forges a turn, or swallows what comes behind it, by our own private-use marks."""
+    from dataloaders.chat_format import MARKERS
+
+    data = own_data(tmp_path, note=f"before{MARKERS[2]}after")
+    with pytest.raises(ValueError, match=r"own\.jsonl:1.*private-use"):
+        trained(tmp_path, "loss=dpo", *data)
+
+
+@pytest.mark.parametrize("line", ["[" * 200_000, '{"prompt": ' + "9" * 5000 + "}"])
+def test_json_that_python_cannot_read_is_named_by_its_line(tmp_path, line: str):
+    """Prevents a RecursionError and a bare message about digits."""
+    data = own_data(tmp_path)
+    with open(tmp_path / "own.jsonl", "a") as file:
+        file.write(line + "\n")
+    with pytest.raises(ValueError, match=r"own\.jsonl:13"):
+        trained(tmp_path, "loss=dpo", *data)

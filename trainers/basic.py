@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -132,6 +133,12 @@ class BasicTrainer:
         """Trains to the end of the loader; returns the last evaluation's metrics (empty without an evaluation set)."""
         config = self.config
         sizes = self.train_loader.sizes()
+        if not sizes:
+            raise ValueError(
+                f"{type(self.train_loader).__name__} gives no optimizer step: raise datasets.NAME.weight or n_epochs, "
+                "or see what its `arrange` and `steps` return."
+            )
+        self._refuse_full_disk(sum(sizes))
         optimizer, scheduler = self._optimization(len(sizes))
         metrics = self.evaluate_and_log() if config.do_first_eval else {}
         if config.keep_best is not None and (metrics or not self.eval_rows):
@@ -197,6 +204,12 @@ class BasicTrainer:
             optimizer.step()
         if type(self).remember is not BasicTrainer.remember:
             self.remember(**self.computer.everywhere(result))
+            wrong = [name for name, value in self.loss_state.items() if not isinstance(value, torch.Tensor)]
+            if wrong:
+                raise ValueError(
+                    f"{type(self).__name__}.remember keeps loss_state[{wrong[0]!r}], which is no tensor and could not "
+                    "be saved: wrap it in torch.tensor(...)."
+                )
         self.policy.eval()
         self._collect(result, averages)
         self.step_idx += 1
@@ -283,6 +296,22 @@ class BasicTrainer:
             self.save("BEST", metrics)
         if self.config.intermediate_checkpoints:
             self.save(f"step-{self.examples}", metrics)
+
+    def _refuse_full_disk(self, examples: int) -> None:
+        """A disk too small for the checkpoints is an error before the training, not after it."""
+        if self.folder is None:
+            return
+        folders = 1 + (self.config.keep_best is not None)
+        if self.config.intermediate_checkpoints:
+            folders += examples // self.config.eval_every + 1
+        needed = folders * sum(weight.numel() * weight.element_size() for weight in self.policy.parameters())
+        self.folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise ValueError(
+                f"{self.folder} has {free / 2**30:.1f} GiB left and the run's {folders} checkpoints take "
+                f"{needed / 2**30:.1f} GiB: make room, or set another cache_dir."
+            )
 
     def _best_of(self, metrics: dict[str, float]) -> float:
         """The metric that decides which checkpoint is best, the higher the better."""

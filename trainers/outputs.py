@@ -26,7 +26,14 @@ class LossOutput:
         """From a tensor of losses, or from (losses, chosen_rewards, rejected_rewards, ...)."""
         if isinstance(returned, torch.Tensor):
             return cls(returned)
+        if not isinstance(returned, tuple) or len(returned) < 3 or not all(map(torch.is_tensor, returned)):
+            raise ValueError(
+                "a loss returns a tensor of losses, or a tuple of tensors (losses, chosen_rewards, rejected_rewards, "
+                f"...); this one returned {_described(returned)}."
+            )
         losses, chosen_rewards, rejected_rewards, *extra = returned
+        if chosen_rewards.ndim != 1 or rejected_rewards.ndim != 1:
+            raise ValueError("a loss returns one reward for each response: rewards must have one dimension.")
         return cls(losses, chosen_rewards, rejected_rewards, tuple(extra))
 
     @classmethod
@@ -51,3 +58,9 @@ class StepResult:
     tensors: Tensors
     output: LossOutput
     weights: torch.Tensor
+
+
+def _described(returned: object) -> str:
+    if isinstance(returned, tuple):
+        return f"a tuple of {', '.join(type(one).__name__ for one in returned)}"
+    return type(returned).__name__

@@ -182,26 +182,34 @@ class StepComputer:
 
         That is one for each row, or one for each scored token, the tokens of one role after those of another.
         """
-        order = [index for group in self.trainer.loss_groups(rows) for index in group]
-        if any(need.kind == "token_logps" for need in self.trainer.needs):
-            weights = [
-                rows[index].weight
-                for role in self.trained_roles
-                for index in order
-                for _ in range(len(logps["policy", role][index]))
-            ]
-        else:
-            weights = [rows[index].weight for index in order]
+        weights = [rows[index].weight for index in self._owners(rows, logps)]
         return torch.tensor(weights, dtype=torch.float32, device=self.policy.device)
+
+    def _owners(self, rows: Sequence[Row], logps: Logps) -> list[int]:
+        """The row of each loss, in the order of the loss's output; see `_weights`."""
+        order = [index for group in self.trainer.loss_groups(rows) for index in group]
+        if not self._by_token:
+            return order
+        return [
+            index for role in self.trained_roles for index in order for _ in range(len(logps["policy", role][index]))
+        ]
+
+    @property
+    def _by_token(self) -> bool:
+        return any(need.kind == "token_logps" for need in self.trainer.needs)
 
     def _loss(self, tensors: Tensors, weights: torch.Tensor) -> LossOutput:
         output = LossOutput.of(self.trainer.loss(**tensors))
+        if torch.is_grad_enabled() and len(weights) and not output.losses.requires_grad:
+            raise ValueError(
+                f"{type(self.trainer).__name__}.loss returned losses without a gradient: it must be made of the "
+                "policy's log-probabilities, not detached."
+            )
         if output.losses.shape != weights.shape:
-            by_token = any(need.kind == "token_logps" for need in self.trainer.needs)
             raise ValueError(
                 f"{type(self.trainer).__name__}.loss returned losses of shape {tuple(output.losses.shape)}; one value "
-                f"for each {'token' if by_token else 'example'} is needed, here {tuple(weights.shape)}. Losses never "
-                "reduce: the loop does."
+                f"for each {'token' if self._by_token else 'example'} is needed, here {tuple(weights.shape)}. Losses "
+                "never reduce: the loop does."
             )
         return output
 
@@ -239,7 +247,7 @@ class StepComputer:
 
     def _count(self, rows: Sequence[Row]) -> int:
         """What the sum of losses is divided by, this process's share: scored tokens for a token loss, else examples."""
-        if not any(need.kind == "token_logps" for need in self.trainer.needs):
+        if not self._by_token:
             return len(rows)
         return sum(_scored_tokens(row, role) for row in rows for role in self.trained_roles)
 
@@ -316,27 +324,29 @@ class StepComputer:
         coupling may be there in the gradient alone.
         """
         rows = result.rows
-        if self.trainer.couples_examples or len(rows) < 2 or any(n.kind == "token_logps" for n in self.trainer.needs):
+        if self.trainer.couples_examples or len(rows) < 2:
             return
         half = range(0, len(rows), 2)
         some = [rows[index] for index in half]
         beside = {
-            key: [value + (1 + index % 5) / (4 * max(1, len(value))) for index, value in enumerate(values)]
+            key: [value - (1 + index % 5) / (4 * max(1, len(value))) for index, value in enumerate(values)]
             if key[0] == "policy" and key[1] in self.trained_roles
             else values
             for key, values in logps.items()
         }
         part = {k: [v[i] for i in half] if k[1] in self.trained_roles else v for k, v in beside.items()}
         losses = LossOutput.of(self.trainer.loss(**self._named(some, part))).losses
-        order = [index for group in self.trainer.loss_groups(rows) for index in group]
         whole = LossOutput.of(self.trainer.loss(**self._named(rows, beside))).losses
-        expected = dict(zip(order, whole, strict=True))
-        order = [half[index] for group in self.trainer.loss_groups(some) for index in group]
-        wanted = torch.stack([expected[index] for index in order])
-        if losses.shape != wanted.shape or not torch.allclose(losses, wanted, rtol=1e-4, atol=1e-5):
+        wanted = whole[torch.tensor([index % 2 == 0 for index in self._owners(rows, beside)], device=whole.device)]
+        if losses.shape != wanted.shape or not torch.allclose(losses, wanted, rtol=1e-4, atol=1e-5, equal_nan=True):
+            fix = (
+                "A loss of tokens cannot do that: take ..._logps in place of ..._token_logps, and say so by"
+                if self._by_token
+                else "Set"
+            )
             raise ValueError(
                 f"{type(self.trainer).__name__}.loss couples the examples of a step: the loss of an example depends "
-                "on which others are with it. Set `couples_examples = True` in the class, and the result no longer "
+                f"on which others are with it. {fix} `couples_examples = True` in the class, and the result no longer "
                 "depends on micro-batches and processes."
             )
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from dataloaders.chat_format import MARKERS
 from dataloaders.datasets.conversation import describe
 
 Row = tuple[str, dict[str, Any]]  # ("file:line", the row)
@@ -44,10 +45,10 @@ def load_rows(
     """
     files = test_path if split == "test" and test_path else path
     if files:
-        return _local_rows([files] if isinstance(files, str) else list(files), name)
+        return _without_markers(_local_rows([files] if isinstance(files, str) else list(files), name))
     if hub is None:
         raise ValueError(f"Data set {name} has no source for its {split} split: give datasets.{name}.path=FILE.")
-    return _hub_rows(
+    rows = _hub_rows(
         hub,
         name,
         hub_config=hub_config,
@@ -56,6 +57,20 @@ def load_rows(
         data_files=data_files,
         revision=revision,
     )
+    return _without_markers(rows)
+
+
+def _without_markers(rows: Iterator[Row]) -> Iterator[Row]:
+    """Refuses a text that holds one of our own turn markers: it would forge a turn."""
+    for where, row in rows:
+        text = json.dumps(row, ensure_ascii=False, default=str)
+        marker = next((one for one in MARKERS if one in text), None)
+        if marker is not None:
+            raise ValueError(
+                f"{where}: a text contains {marker.encode('unicode_escape').decode()}, by which turns are told apart "
+                "here; take these private-use characters out."
+            )
+        yield where, row
 
 
 def field(row: dict[str, Any], key: str, where: str, kind: type | tuple[type, ...] = str) -> Any:
@@ -184,6 +199,8 @@ def _array_rows(file: Path, first: int, text: str, lines: Iterable[bytes]) -> It
         elements = json.loads("".join([text, "\n", *rest]))
     except json.JSONDecodeError as error:
         raise ValueError(f"{file}:{first + error.lineno - 1}: malformed JSON array ({error.msg}).") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}:{first}: not readable JSON ({error}); mend the line.") from None
     for number, element in enumerate(elements, 1):
         yield f"{file}:{number}", _checked(element, f"{file}:{number}")
 
@@ -202,6 +219,8 @@ def _parsed(text: str, where: str) -> dict[str, Any]:
         raise ValueError(
             f"{where}: malformed JSON ({error.msg} at column {error.colno}); each line must be one whole JSON object."
         ) from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets in brackets
+        raise ValueError(f"{where}: not readable JSON ({error}); mend the line.") from None
     return _checked(row, where)
 
 

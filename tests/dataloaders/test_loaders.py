@@ -339,3 +339,40 @@ def test_labels_come_before_pairs():
         )
     rows = UnpairedPreferenceDataLoader([Source(made)], tiny.tokenize()).data
     assert [row.desirable for row in rows] == [True, True, True, False]
+
+
+class GivesNothing(PairedPreferenceDataLoader):
+    """Somebody's loader that forgets an example without a word."""
+
+    def rows(self, example, tokens):
+        """The rows of every second example."""
+        return [] if len(tokens.prompt) % 2 else super().rows(example, tokens)
+
+
+class GivesText(PairedPreferenceDataLoader):
+    """Somebody's loader that yields no Rows."""
+
+    def rows(self, example, tokens):
+        """See the class."""
+        return ["a row"]
+
+
+def test_rows_of_somebodys_loader_are_counted_and_checked():
+    """Prevents examples that vanish uncounted, and a KeyError deep in a step."""
+    loader = tiny.loader(GivesNothing, 12, batch_size=4)
+    account = loader.account["words"]
+    assert account["dropped"]["gave no row"] == 12 - len(loader.data) > 0
+    assert account["used"] == len(loader.data)
+    with pytest.raises(TypeError, match=r"GivesText.rows must yield Rows"):
+        tiny.loader(GivesText, 3, batch_size=4)
+
+
+@pytest.mark.parametrize("ids", [[5, 259], [5, 2**31], [-1, 5]])
+def test_tokens_of_another_tokenizer_are_refused(ids: list[int]):
+    """Prevents an index error deep in the model, or an overflow, for ids that data bring themselves."""
+    made = Dataset("ids")
+    made.read()
+    example = made.example([3, 4])
+    example.pairs.append((example.add(ids), example.add([6])))
+    with pytest.raises(ValueError, match="another tokenizer"):
+        PairedPreferenceDataLoader([Source(made)], tiny.tokenize())

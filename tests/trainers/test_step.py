@@ -245,6 +245,20 @@ def test_an_undeclared_coupling_is_refused(reference_seed: int):
         trainer.computer.gradients(rows_of("kto"))
 
 
+class MeanOverTokens(SFTTrainer):
+    """A loss of tokens that divides by how many there are."""
+
+    def loss(self, policy_target_token_logps):
+        """See the class."""
+        return -policy_target_token_logps / policy_target_token_logps.numel()
+
+
+def test_an_undeclared_coupling_of_tokens_is_refused():
+    """Prevents a loss of tokens whose result depends on micro-batches."""
+    with pytest.raises(ValueError, match=r"couples.*loss of tokens cannot"):
+        tiny.trainer(MeanOverTokens, "sft", reference_seed=None).computer.gradients(rows_of("sft"))
+
+
 def test_a_loss_that_reduces_is_refused():
     """Prevents a mean inside a loss, which the loop would divide once more."""
 
@@ -289,6 +303,56 @@ def test_a_coupled_loss_may_return_what_any_loss_may(kind):
     assert ("rewards/chosen" in metrics) == ("rewards/KL_estimate" in metrics) == (kind is WithAnEstimate)
     if kind is WithAnEstimate:
         assert metrics["rewards/KL_estimate"] == pytest.approx(evaluated.output.extra[0].item(), rel=1e-5)
+
+
+class OddsRatio(PairedPreferenceTrainer):
+    """ORPO's odds ratio: not defined for probabilities above one."""
+
+    def loss(self, policy_chosen_logps, policy_rejected_logps):
+        """See the class."""
+        odds = [logps - torch.log1p(-torch.exp(logps)) for logps in (policy_chosen_logps, policy_rejected_logps)]
+        return -torch.nn.functional.logsigmoid(odds[0] - odds[1])
+
+
+def test_an_uncoupled_loss_of_likely_responses_is_not_called_coupled():
+    """Prevents a look at the loss where it is not defined: log-probabilities just below 0 must not become positive."""
+    trainer = tiny.trainer(OddsRatio, "dpo", reference_seed=None)
+    with torch.no_grad():
+        head = trainer.policy.get_output_embeddings()
+        head.weight *= 0
+        head.bias = torch.nn.Parameter(torch.full((tiny.VOCABULARY,), -20.0))
+        head.bias[ord("a")] = 0.0
+    rows = rows_of("dpo")
+    likely = [
+        replace(row, responses={role: tiny.response([ord("a")] * (1 + n)) for role in row.responses})
+        for n, row in enumerate(rows)
+    ]
+    values = trainer.computer.gradients(likely)
+    assert values.tensors["policy_chosen_logps"].max() > -1e-3
+    with pytest.raises(ValueError, match="couples_examples = True"):
+        tiny.trainer(UndeclaredSimpleKTOTrainer, "kto").computer.gradients(rows_of("kto"))
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda one: (one, one), "a tuple of Tensor, Tensor"),
+        (lambda one: None, "NoneType"),
+        (lambda one: [one, one, one], "returned list"),
+        (lambda one: (one, one.mean(), one.mean()), "one dimension"),
+        (lambda one: one.detach(), "without a gradient"),
+        (lambda one: one > 0, "without a gradient"),
+    ],
+)
+def test_what_a_loss_may_not_return_is_said(returned, message: str):
+    """Prevents a traceback of the loop for a slip in a loss of one's own."""
+
+    class Slip(PairedPreferenceTrainer):
+        def loss(self, policy_chosen_logps, policy_rejected_logps):
+            return returned(policy_rejected_logps - policy_chosen_logps)
+
+    with pytest.raises(ValueError, match=message):
+        tiny.trainer(Slip, "dpo", reference_seed=None).computer.gradients(rows_of("dpo"))
 
 
 def test_a_coupled_loss_of_tokens_is_refused():

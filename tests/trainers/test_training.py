@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -277,3 +278,48 @@ def test_without_an_evaluation_set(tmp_path):
     assert run.trainer.train() == {}
     assert run.records("eval") == []
     assert (tmp_path / "LATEST" / "policy.pt").exists()
+
+
+class RemembersAFloat(RunningMeanTrainer):
+    """A state that no checkpoint can hold."""
+
+    def remember(self, **tensors):
+        """See the class."""
+        self.loss_state = {"mean": 0.5}
+
+
+class RemembersOneTensorTwice(RunningMeanTrainer):
+    """Two names for one tensor, which safetensors alone would refuse."""
+
+    def remember(self, **tensors):
+        """See the class."""
+        mean = torch.zeros(1)
+        self.loss_state = {"mean": mean, "again": mean}
+
+
+def test_a_state_that_cannot_be_saved_stops_the_run_at_its_first_step(tmp_path):
+    """Prevents the loss of a whole training at its only checkpoint."""
+    with pytest.raises(ValueError, match=r"loss_state\['mean'\].*no tensor"):
+        Run(tmp_path, kind=RemembersAFloat).trainer.train()
+    Run(tmp_path, kind=RemembersOneTensorTwice).trainer.train()
+    assert set(read_loss_state(tmp_path / "LATEST")) == {"mean", "again"}
+
+
+def test_a_run_without_a_step_is_an_error(tmp_path, monkeypatch):
+    """Prevents a run that trained nothing from being called done."""
+    run = Run(tmp_path)
+    monkeypatch.setattr(run.trainer.train_loader, "sizes", lambda: [])
+    with pytest.raises(ValueError, match="no optimizer step"):
+        run.trainer.train()
+
+
+def test_a_disk_too_small_for_the_checkpoints_stops_the_run_before_it_trains(tmp_path, monkeypatch):
+    """Prevents a training that is lost because its checkpoint could not be written."""
+    run = Run(tmp_path, intermediate_checkpoints=True, eval_every=4)
+    size = sum(4 * weight.numel() for weight in run.trainer.policy.parameters())
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=5 * size - 1))
+    with pytest.raises(ValueError, match=r"5 checkpoints.*make room"):
+        run.trainer.train()
+    assert run.trainer.step_idx == 0
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=5 * size))
+    run.trainer.train()
