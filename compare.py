@@ -5,33 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from contextlib import closing
 
 from reports.win_rates import format_row, format_table, result_line, summarize, write_csv
+from scorers.command_line import DAY, boolean, check_different, number
 from scorers.judge import Judge, JudgedSamples, JudgeStopped, find_endpoint, judge_samples
-from scorers.judgments import JudgmentCache, append_line, check_appendable
+from scorers.judgments import JudgmentCache, append_line, check_appendable, check_results_file
+from scorers.printable import printable
 from scorers.rules import judge_by_rule, load_rule
 from scorers.samples import choose_prompts, read_samples, without_secrets, word_lengths
-
-
-def boolean(text: str) -> bool:
-    """`-v`, `-v true` and `-v false` mean what they say."""
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-    return text.lower() == "true"
-
-
-def number(kind: type, low: float, high: float = float("inf"), null: bool = False) -> Callable[[str], float | None]:
-    """An argument type: a number from `low` to `high`; `null` as well, if allowed."""
-
-    def convert(text: str) -> float | None:
-        value = None if null and text.lower() in ("null", "none") else kind(text)
-        if value is not None and not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not from {low} to {high}")
-        return value
-
-    convert.__name__ = kind.__name__  # argparse names it in its message
-    return convert
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -43,7 +25,13 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("-bk", "--baseline_key", default="chosen", help="key of the responses to compare with (chosen)")
     add("-hk", "--history_key", default="prompt", help="key of the prompts (prompt)")
     add("-s", "--seed", type=int, default=0, help="of the choice by -mc, of the single order, and for the judge (0)")
-    add("-st", "--sleep_time", type=number(float, 0), default=0.0, help="seconds between the starts of requests (0)")
+    add(
+        "-st",
+        "--sleep_time",
+        type=number(float, 0, DAY),
+        default=0.0,
+        help="seconds between the starts of requests (0)",
+    )
     add("-mc", "--max_comp", type=number(int, 1, null=True), help="a seeded choice of at most N prompts (null: all)")
     add("-v", "--verbose", type=boolean, nargs="?", const=True, default=False, help="print the verdicts on every row")
     add("-r", "--results_file", default="results.jsonl", help="one line is appended to it (results.jsonl)")
@@ -53,7 +41,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--base-url", help="an OpenAI-compatible endpoint: http://localhost:8000/v1 (OPENAI_BASE_URL, else OpenAI)")
     add("--offline", metavar="RULE", help="judge by a rule: direct_answer, shorter, package.Class or file.py:Class")
     add("--concurrency", type=number(int, 1), default=8, help="requests under way at a time (8)")
-    add("--timeout", type=number(float, 0.001), default=60.0, help="seconds to wait for an answer (60)")
+    add("--timeout", type=number(float, 0.001, DAY), default=60.0, help="seconds for a whole answer (60)")
     add("--retries", type=number(int, 0), default=6, help="further tries of a request, later and later (6)")
     add("--max-tokens", type=number(int, 1), default=512, help="of an answer; a judge that thinks needs more (512)")
     add("--orders", type=int, choices=(1, 2), default=2, help="2: each pair in both orders; 1: in one, half the cost")
@@ -69,11 +57,15 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> int:
     """One comparison; returns the exit code."""
     endpoint = None if options.offline else find_endpoint(options.base_url)
+    check_different(
+        {"-f": options.file, "-r": options.results_file, "--cache": options.cache, "-csv": options.save_csv}
+    )
     candidate, baseline, history = keys = options.candidate_key, options.baseline_key, options.history_key
     samples = read_samples(options.file, (candidate, baseline), history)
     rows = choose_prompts(samples.rows, history, options.max_comp, options.seed)
     for path in filter(None, (options.results_file, options.save_csv)):
         check_appendable(path)
+    check_results_file(options.results_file)
     if endpoint is None:
         rule = load_rule(options.offline)
         judged = JudgedSamples(judge_by_rule(rows, rule, *keys))
@@ -82,7 +74,8 @@ def run(options: argparse.Namespace) -> int:
         names = ("labels", "seed", "max_tokens", "timeout", "retries", "sleep_time")
         judge = Judge(options.judge, endpoint, **{name: getattr(options, name) for name in names})
         plan = {name: getattr(options, name) for name in ("orders", "seed", "concurrency")}
-        judged = judge_samples(rows, judge, JudgmentCache(options.cache), *keys, **plan)
+        with closing(judge):
+            judged = judge_samples(rows, judge, JudgmentCache(options.cache), *keys, **plan)
         judge_facts = {"judge": options.judge, "orders": options.orders, "cache_hits": judged.cache_hits}
     line = result_line(
         summarize(judged.rows),
@@ -97,8 +90,8 @@ def run(options: argparse.Namespace) -> int:
     if options.save_csv:
         write_csv(options.save_csv, judged.rows, *([row[key] for row in rows] for key in (candidate, baseline)))
     if options.verbose:
-        print(*map(format_row, judged.rows), sep="\n")
-    print(format_table(line), *judged.notes(), sep="\n")
+        print(*map(printable, map(format_row, judged.rows)), sep="\n")
+    print(*map(printable, (format_table(line), *judged.notes())), sep="\n")
     return 1 if line["rows_failed"] > options.max_failures * line["rows"] else 0
 
 
@@ -109,7 +102,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return run(options)
     except (ValueError, OSError, JudgeStopped) as error:
-        print(f"compare.py: error: {error}", *[go_on] * isinstance(error, JudgeStopped), sep="\n", file=sys.stderr)
+        print(
+            f"compare.py: error: {printable(error)}",
+            *[go_on] * isinstance(error, JudgeStopped),
+            sep="\n",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print(f"compare.py: interrupted; {go_on}", file=sys.stderr)

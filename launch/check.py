@@ -7,6 +7,8 @@ its type, so `NULLABLE` does.
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
@@ -112,6 +114,11 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 """What a number has to be; a user's own YAML may use these keys with the same meaning."""
 
+_SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL)S?(?![A-Z])", re.IGNORECASE)
+_RESOLVER = re.compile(r"\$\{\s*([^\s${}:]+)\s*:([^${}]*)")  # ${name:arguments}, also inside of another
+_REFERENCES = ("oc.select", "oc.dict.keys", "oc.dict.values", "hydra")  # resolvers whose argument is a key
+SHORTEST_SECRET = 8  # a shorter value of a variable may stand in a config by chance
+
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list"}
 
 
@@ -126,6 +133,7 @@ def check_values(config: DictConfig, schema: DictConfig, script: str) -> DictCon
     Raises:
         ValueError: naming the key, its value and what is expected, for the first value that is wrong.
     """
+    refuse_secrets(config)
     plain, expected = resolved(config), flatten(OmegaConf.to_container(schema, resolve=False))
     flat = flatten(plain)
     missing = [key for key, value in flat.items() if value == "???"]
@@ -150,6 +158,34 @@ def resolved(config: DictConfig) -> dict[str, Any]:
         raise ValueError(f"cannot resolve an interpolation of the config: {str(error).splitlines()[0]}") from error
     assert isinstance(plain, dict)
     return plain
+
+
+def refuse_secrets(config: DictConfig) -> None:
+    """Refuses a value that is looked up in a secret's environment variable; the value itself is never shown.
+
+    A config is saved with its values resolved, and goes with samples and model cards.
+    """
+
+    def refuse(key: str, variable: str) -> None:
+        raise ValueError(
+            f"{key} takes the value of {variable}, a secret by its name, and a config is saved with the run. Leave it "
+            "out: code that needs it reads the environment variable itself."
+        )
+
+    for key, value in flatten(OmegaConf.to_container(config, resolve=False)).items():
+        for resolver, arguments in _RESOLVER.findall(str(value)):
+            variable = arguments.partition(",")[0].strip(" '\"")
+            if resolver not in _REFERENCES and _SECRET.search(variable):
+                refuse(key, variable)
+    secrets = {
+        name: text
+        for name, text in os.environ.items()
+        if len(text) >= SHORTEST_SECRET and (found := _SECRET.search(name)) and found.end() == len(name)
+    }
+    for key, value in flatten(resolved(config)).items():
+        for name, text in secrets.items():
+            if text in str(value):  # however it got there
+                refuse(key, name)
 
 
 def show(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from omegaconf import DictConfig
 
 from dataloaders.resolve import ROOT, did_you_mean, top_level_names
 from launch.resolve import class_roles, find_source, loss_parameters
+from launch.run_folder import run_folder
 
 TEST_ONLY = ("get_alpacaeval",)
 
@@ -19,7 +21,8 @@ def check_combinations(config: DictConfig, script: str) -> None:
 
     Raises:
         ValueError: a trainer, DataLoader or data set's function that cannot be found; a loss that does not fit its
-            DataLoader or needs a reference; a file that is missing or empty; training on test-only data.
+            DataLoader or needs a reference; a file that is missing or empty; training on test-only
+            data; overwriting a run that is read from.
     """
     _check_loss(config.loss)
     if "datasets" not in config or not config.datasets:
@@ -40,6 +43,29 @@ def check_combinations(config: DictConfig, script: str) -> None:
         for key in ("path", "test_path"):
             for file in _files(options.get(key)):
                 _check_file(f"datasets.{name}.{key}", file)
+    if script == "train.py" and config.overwrite:
+        _check_overwritten(config)
+
+
+def _check_overwritten(config: DictConfig) -> None:
+    """Refuses overwrite=true where the run reads from the folder whose contents it would remove."""
+    read = {key: [config.model[key]] for key in ("name_or_path", "tokenizer_name_or_path", "load_from")}
+    read = {f"model.{key}": value for key, value in read.items()}
+    for name, options in config.datasets.items():
+        read |= {f"datasets.{name}.{key}": _files(options.get(key)) for key in ("path", "test_path", "data_dir")}
+    folder = run_folder(config)
+    for key, value in ((key, value) for key, values in read.items() for value in values if value):
+        given = Path(str(value)).expanduser()
+        places = [given, Path(config.cache_dir).expanduser() / given] if key.startswith("model.") else [given]
+        place = next((one for one in places if one.exists()), None)
+        if place is not None and (
+            place.resolve().is_relative_to(folder.resolve())
+            or Path(os.path.abspath(place)).is_relative_to(os.path.abspath(folder))
+        ):
+            raise ValueError(
+                f"{key}={value} lies in {folder}, which overwrite=true would empty: give this run a name of its own "
+                "with exp_name=NAME."
+            )
 
 
 def _found(key: str, name: str, package: str) -> None:

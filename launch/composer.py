@@ -50,10 +50,10 @@ class Composer:
     """Composes configs; use it as a context manager.
 
     Args:
-        config_dirs: folders of YAMLs beside config/ (Hydra's --config-dir); config/ wins where both have a file.
+        config_dirs: folders of YAMLs beside config/ (Hydra's --config-dir); none of them may have a file's name.
 
     Raises:
-        ValueError: a folder that does not exist.
+        ValueError: a folder that does not exist, or has a file of the same name as one in config/.
     """
 
     def __init__(self, config_dirs: Sequence[str | Path] = ()):
@@ -66,6 +66,7 @@ class Composer:
                 raise ValueError(
                     f"--config-dir {folder}: there is no such folder{did_you_mean(folder.name, siblings)}."
                 )
+            _refuse_hidden(folder)
         if folders:
             quoted = ",".join(
                 '"file://' + str(folder).replace("\\", "\\\\").replace('"', '\\"') + '"' for folder in folders
@@ -184,6 +185,14 @@ class Composer:
             raise ValueError(
                 f"there is no {group}={name}{did_you_mean(name, options)}; there are {', '.join(options)}."
             )
+
+
+def _refuse_hidden(folder: Path) -> None:
+    """Refuses a YAML that would never be read, because config/ has one of its name and is searched first."""
+    for ours in sorted(CONFIG.rglob("*.yaml")):
+        theirs = folder / ours.relative_to(CONFIG)
+        if theirs.is_file() and not theirs.samefile(ours):
+            raise ValueError(f"{theirs} has the same name as {ours}, which is read in its place: give it a new name.")
 
 
 def key_of(override: Override) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from dataloaders.base import DataLoader
 from dataloaders.batches import Row
+from scorers.printable import printable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,7 +31,7 @@ def write_account(path: Path, loaders: Sequence[DataLoader]) -> dict[str, Any]:
 
 
 def account_table(account: Mapping[str, Mapping[str, Any]]) -> str:
-    """The account as text: a line for each data set and split, a line for each reason below it."""
+    """The account as text for a terminal: a line for each data set and split, a line for each reason below it."""
     lines = [f"{'data set':<24}{'split':<7}{'rows':>9}{'used':>9}{'dropped':>9}{'examples':>10}"]
     for name, splits in account.items():
         for split, counts in splits.items():
@@ -40,7 +41,7 @@ def account_table(account: Mapping[str, Mapping[str, Any]]) -> str:
             )
             lines += [f"{'':<31}{count:>9,} rows dropped: {reason}" for reason, count in counts["dropped"].items()]
             lines += [f"{'':<31}{count:>9,} {what} cut" for what, count in counts["cut"].items() if count]
-    return "\n".join(lines)
+    return printable("\n".join(lines))
 
 
 def length_table(rows: Sequence[Row]) -> str:
@@ -55,7 +56,10 @@ def length_table(rows: Sequence[Row]) -> str:
 
 
 def show(row: Row, tokenizer: PreTrainedTokenizerBase) -> str:
-    """An example as the model sees it: special tokens included, scored tokens between the signs [[ and ]]."""
+    """An example as the model sees it: special tokens included, scored tokens between the signs [[ and ]].
+
+    It is for a terminal, which would obey control characters in the data: they are shown as `\\x1b`.
+    """
     label = {True: "desirable", False: "undesirable", None: ""}[row.desirable]
     head = f"--- {row.example.dataset_name} {label} weight {row.weight:g}".replace("  ", " ")
     lines = [head, tokenizer.decode(row.prompt)]
@@ -66,7 +70,7 @@ def show(row: Row, tokenizer: PreTrainedTokenizerBase) -> str:
             words = tokenizer.decode(part)
             text += f"[[{words}]]" if len(scored) and scored[0] else words
         lines.append(f"<{role}{', cut' if response.cut else ''}> {text}")
-    return "\n".join(lines)
+    return printable("\n".join(lines))
 
 
 def report(loader: DataLoader, account: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:

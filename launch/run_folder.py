@@ -13,6 +13,7 @@ import shutil
 import socket
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +23,7 @@ from yaml import YAMLError
 
 from launch.check import show
 from launch.keys import flatten
+from models.checkpoints import repair_folder
 
 FINISHED = "finished.json"
 NOT_COMPARED = frozenset(
@@ -33,6 +35,13 @@ NOT_COMPARED = frozenset(
 )
 """Keys that do not change what a training run computes (`wandb` and its keys neither)."""
 BEFORE_A_RUN = frozenset({"data.json"})  # what mode=inspect leaves in the folder of a run to come
+RUN_MAKES = (
+    *("config.yaml", "data.json", "metrics.jsonl", "LATEST", "BEST", "step-[0-9]*", FINISHED, "eval-*.json"),
+    *("export", "wandb"),
+)
+"""The names in a run's folder that may be removed with the run; beside them `.NAME.*`, what a killed write leaves."""
+HARMLESS = (".lock", ".DS_Store", ".nfs*")  # the lock, and what systems put into any folder
+SECTIONS = ("model", "loss", "datasets")
 
 _locks: dict[Path, IO[str]] = {}  # open files: a lock lasts as long as its file is open
 
@@ -43,7 +52,8 @@ class Claim:
 
     Attributes:
         status: `new`; `finished`, by the same config, so that there is nothing to do; `unfinished`, by the same config,
-            so that the run goes on from its last checkpoint, if there is one.
+            so that the run goes on from its last checkpoint, if there is one; `replace`, an old run that `begin`
+            removes.
     """
 
     status: str
@@ -61,13 +71,14 @@ def run_folder(config: DictConfig) -> Path:
 def claim(config: DictConfig) -> Claim:
     """Takes the run's folder for this process, until it ends or calls `release`; writes config.yaml into a new one.
 
-    Of several processes of one run only the first calls it.
+    Of several processes of one run only the first calls it. With the status `replace` the old run is still whole.
 
     Raises:
         ValueError: the folder is in use, holds a run of another config or what is no run, or cannot be written.
     """
     folder = run_folder(config)
     try:
+        _refuse_foreign(folder)
         folder.mkdir(parents=True, exist_ok=True)
         _lock(folder)
     except OSError as error:
@@ -75,10 +86,18 @@ def claim(config: DictConfig) -> Claim:
             f"cannot write to {folder}: {error.strerror}; choose another folder with cache_dir=DIR."
         ) from error
     try:
+        _repair(folder)
         return Claim(_status(folder, config), folder)
     except BaseException:
         release(folder)
         raise
+
+
+def begin(claimed: Claim, config: DictConfig) -> None:
+    """Called when nothing is left to do before the training: only now an old run is removed for a new one."""
+    if claimed.status == "replace":
+        _empty(claimed.folder)
+        _write(claimed.folder / "config.yaml", OmegaConf.to_yaml(config))
 
 
 def finish(folder: Path) -> None:
@@ -115,16 +134,45 @@ def _lock(folder: Path) -> None:
     _locks[folder.resolve()] = file
 
 
+def _made_by_a_run(name: str) -> bool:
+    return any(fnmatchcase(name, pattern) or fnmatchcase(name, f".{pattern}.*") for pattern in RUN_MAKES)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Refuses a folder with anything in it that is no run's, before a lock file is put there."""
+    if not folder.is_dir():
+        return
+    advice = "so it is no run's folder and nothing is written there: choose another name with exp_name=NAME."
+    names = sorted(entry.name for entry in folder.iterdir())
+    names = [name for name in names if not any(fnmatchcase(name, pattern) for pattern in HARMLESS)]
+    hidden = [name for name in names if name.startswith(".") and not _made_by_a_run(name)]
+    if hidden:
+        raise ValueError(f"{folder} has {hidden[0]}, {advice}")
+    if not (folder / "config.yaml").is_file():
+        foreign = [name for name in names if name not in BEFORE_A_RUN and not name.startswith(".")]
+        if foreign:
+            raise ValueError(f"{folder} has no config.yaml but {foreign[0]}, {advice}")
+        return
+    saved = read_config(folder / "config.yaml")
+    lacking = [section for section in SECTIONS if not isinstance(saved.get(section), DictConfig)]
+    if lacking:
+        raise ValueError(f"{folder} has a config.yaml without the section {lacking[0]}, {advice}")
+    if str(saved.get("exp_name")) != folder.name:
+        raise ValueError(f"{folder} has a config.yaml of exp_name={show(saved.get('exp_name'))}, {advice}")
+
+
+def _repair(folder: Path) -> None:
+    """Puts back or removes what a process that was killed while it saved has left."""
+    steps = {entry.name[1:].rpartition(".")[0] for entry in folder.glob(".step-[0-9]*.*")}
+    for name in ("LATEST", "BEST", "export", *sorted(steps)):
+        repair_folder(folder / name)
+
+
 def _status(folder: Path, config: DictConfig) -> str:
     saved = folder / "config.yaml"
-    inside = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
-    foreign = inside - BEFORE_A_RUN
-    if not saved.is_file() and foreign:
-        raise ValueError(
-            f"{folder} has no config.yaml but {sorted(foreign)[0]}, so it is no run's folder and nothing is written "
-            "there: choose another name with exp_name=NAME."
-        )
-    if saved.is_file() and not config.overwrite and _begun(folder):
+    if saved.is_file() and begun(folder):
+        if config.overwrite:
+            return "replace"
         differing = differences(read_config(saved), config)
         if differing:
             raise ValueError(
@@ -132,14 +180,14 @@ def _status(folder: Path, config: DictConfig) -> str:
                 "exp_name=NAME, or overwrite=true removes that run first."
             )
         return "finished" if (folder / FINISHED).is_file() else "unfinished"
-    if saved.is_file():
-        _empty(folder)
     _write(saved, OmegaConf.to_yaml(config))
     return "new"
 
 
-def _begun(folder: Path) -> bool:
+def begun(folder: Path) -> bool:
     """Whether anything was trained: a run that ended before that (no model, say) does not hold its name."""
+    if not folder.is_dir():
+        return False
     metrics = folder / "metrics.jsonl"
     if metrics.is_file() and metrics.stat().st_size:
         return True
@@ -148,9 +196,12 @@ def _begun(folder: Path) -> bool:
 
 
 def _empty(folder: Path) -> None:
-    """Removes a run, its config.yaml last: what is left by a crash in between is still known as a run's."""
-    entries = [entry for entry in folder.iterdir() if entry.name != ".lock"]
-    for entry in sorted(entries, key=lambda one: one.name == "config.yaml"):
+    """Removes a run and nothing else, its mark of being finished first: a crash in between leaves no finished run.
+
+    config.yaml stays until it is written over: what a crash leaves is still known as a run's.
+    """
+    entries = [entry for entry in folder.iterdir() if _made_by_a_run(entry.name) and entry.name != "config.yaml"]
+    for entry in sorted(entries, key=lambda one: one.name != FINISHED):
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:
@@ -158,13 +209,19 @@ def _empty(folder: Path) -> None:
 
 
 def read_config(file: Path) -> DictConfig:
-    """A saved config.yaml; ValueError where it is not one."""
+    """A saved config.yaml; ValueError where it is not one, or where a value would be looked up in this environment."""
     try:
         config = OmegaConf.load(file)
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: not a config: {' '.join(str(error).split())}") from error
     if not isinstance(config, DictConfig):
         raise ValueError(f"{file}: not a config; a saved one has keys such as model, loss and datasets.")
+    for key, value in flatten(OmegaConf.to_container(config, resolve=False)).items():
+        if "${" in str(value):
+            raise ValueError(
+                f"{file}: {key} has an interpolation (${{...}}), and a saved config has none: it was written by "
+                "something else than train.py. Write the value itself in its place."
+            )
     return config
 
 

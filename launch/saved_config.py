@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, NoReturn
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from dataloaders.resolve import did_you_mean
+from dataloaders.resolve import ROOT, did_you_mean, find_source
 from launch.check import check_values
 from launch.combinations import check_combinations
 from launch.compose import default_exp_name, refuse_strays, refuse_sweep
@@ -33,8 +34,13 @@ HELP = """eval.py works with a run that train.py made, or with any model.
 
 Overrides are key=value, with or without ++; the comments in config/ say what each key does. mode is sample by default.
 A mistake is reported in one line; AUREOLE_TRACEBACK=1 shows the traceback as well."""
-NOT_TAKEN_OVER = ("mode", "overwrite")  # what train.py was told to do is not what eval.py is told to do
+NOT_TAKEN_OVER = ("mode", "overwrite", "model.trust_remote_code")
+"""What train.py was told to do is not what eval.py is told to do, and who trusted code is not who would run it now."""
 SELECTS = ("model", "loss")
+_CLASSES = {"trainer": "trainers", "dataloader": "dataloaders"}
+OURS = ("dataloaders", "launch", "models", "trainers")
+
+log = logging.getLogger(__name__)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -123,6 +129,8 @@ def _laid_over(composer: Composer, overrides: list[Override], saved: DictConfig)
     for group in SELECTS:
         if saved[group].get("name") not in composer.choices[group]:
             schema[group] = saved[group]
+            if group == "model" and "trust_remote_code" in schema.model:
+                schema.model.trust_remote_code = False
     schema[SEVERAL] = {name: schema[SEVERAL][name] if name in known else saved[SEVERAL][name] for name in wanted}
     values = [override for override in overrides if not composer.is_choice(override)]
     composer.check_keys(values, schema)
@@ -132,7 +140,34 @@ def _laid_over(composer: Composer, overrides: list[Override], saved: DictConfig)
         for override in values:
             if not override.key_or_group.startswith("hydra."):
                 OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
-    return check_values(config, schema, SCRIPT)
+    config = check_values(config, schema, SCRIPT)
+    _say_what_runs(config, saved)
+    return config
+
+
+def _say_what_runs(config: DictConfig, saved: DictConfig) -> None:
+    """Names the files outside this project whose code a run that may be somebody else's brings with it."""
+    named = [(config.loss[key], saved.loss.get(key), package) for key, package in _CLASSES.items()]
+    for name, options in config[SEVERAL].items():
+        if name in saved[SEVERAL] and isinstance(options, DictConfig) and isinstance(saved[SEVERAL][name], DictConfig):
+            named.append((options.get("function"), saved[SEVERAL][name].get("function"), "dataloaders.datasets"))
+    files = []
+    for value, before, package in named:
+        if value is None or value != before:
+            continue
+        try:
+            file = find_source(value, package)[0]
+        except ValueError:  # check_combinations will say so
+            continue
+        if not any(file.resolve().is_relative_to(ROOT / folder) for folder in OURS):
+            files.append(str(file))
+    if files:
+        log.warning("this run's config runs code of %s", ", ".join(dict.fromkeys(files)))
+    if saved.model.get("trust_remote_code") and not config.model.trust_remote_code:
+        log.warning(
+            "this run trusted code that came with its model; model.trust_remote_code=true, if you do so too, is to be "
+            "given again"
+        )
 
 
 def _overlay(schema: DictConfig, saved: DictConfig) -> DictConfig:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from dataloaders.base import DataLoader
 from dataloaders.resolve import did_you_mean, resolve
 from launch import build, inspection
-from launch.run_folder import claim, finish
+from launch.run_folder import begin, begun, claim, finish
 from models.loading import locate
 from models.shapes import describe
 from trainers import distributed
@@ -22,6 +23,7 @@ from trainers.metrics import MetricsLog
 from trainers.requirements import requirements
 
 log = logging.getLogger(__name__)
+NOWHERE = Path(os.devnull)  # for an account that is only to be shown
 
 
 def run(config: DictConfig) -> dict[str, float]:
@@ -40,14 +42,24 @@ def run(config: DictConfig) -> dict[str, float]:
     if config.mode == "inspect":
         inspect(config, folder)
         return {}
-    status = distributed.gather_objects(claim(config).status if distributed.rank() == 0 else None)[0]
+    _check_wandb(config)
+    claimed = claim(config) if distributed.rank() == 0 else None
+    status = distributed.gather_objects(None if claimed is None else claimed.status)[0]
     if status == "finished":
         log.info("%s is finished, with this config: nothing to do (overwrite=true trains it again)", folder)
         return {}
     if status == "unfinished":
         log.info("%s was not finished: it starts again from the beginning", folder)
-    train_loader, eval_loader, tokenizer = load_data(config, folder)
+    train_loader, eval_loader, tokenizer = load_data(config)
+    loaders = [loader for loader in (train_loader, eval_loader) if loader is not None]
+    if claimed is not None:
+        print(inspection.account_table(inspection.write_account(NOWHERE, loaders)), file=sys.stderr)
     trainer = _trainer(config, kind, folder, device, train_loader, eval_loader, tokenizer)
+    distributed.barrier()  # nobody has anything left to read
+    if claimed is not None:
+        begin(claimed, config)
+        inspection.write_account(folder / "data.json", loaders)
+        trainer.metrics_log = _metrics_log(config, folder)
     metrics = trainer.train()
     if trainer.computer.reference is not None:
         log.info(trainer.computer.reference.cache.account())
@@ -62,6 +74,12 @@ def trainer_class(config: DictConfig) -> type[BasicTrainer]:
     """The loss's trainer, once it is known that the loss's DataLoader gives the responses that it trains on."""
     kind = resolve(config.loss.trainer, "trainers")
     loader = resolve(config.loss.dataloader, "dataloaders")
+    for key, value, base in (("trainer", kind, BasicTrainer), ("dataloader", loader, DataLoader)):
+        if not isinstance(value, type) or not issubclass(value, base):
+            raise ValueError(
+                f"loss.{key}={config.loss[key]} is no subclass of {base.__module__}.{base.__name__}: derive it from "
+                "that, or name another class."
+            )
     missing = [role for role in kind.roles if role not in loader.roles]
     if missing:
         raise ValueError(
@@ -78,25 +96,25 @@ def trainer_class(config: DictConfig) -> type[BasicTrainer]:
     return kind
 
 
-def load_data(config: DictConfig, folder: Path) -> tuple[DataLoader, DataLoader | None, object]:
-    """Training and evaluation data; data.json is written and the account printed."""
+def load_data(config: DictConfig) -> tuple[DataLoader, DataLoader | None, object]:
+    """Training data, evaluation data if any is wanted, and the tokenizer."""
     tokenizer = build.build_tokenizer(config)
     example_tokenizer = build.build_example_tokenizer(config, tokenizer)
     train_loader = build.build_loader(config, example_tokenizer, "train")
     evaluates = config.n_eval_examples is None or config.n_eval_examples > 0
     eval_loader = build.build_loader(config, example_tokenizer, "test") if evaluates else None
-    if distributed.rank() == 0:
-        loaders = [loader for loader in (train_loader, eval_loader) if loader is not None]
-        account = inspection.write_account(folder / "data.json", loaders)
-        if config.mode != "inspect":  # which prints it itself
-            print(inspection.account_table(account), file=sys.stderr)
     return train_loader, eval_loader, tokenizer
 
 
 def inspect(config: DictConfig, folder: Path) -> None:
-    """mode=inspect: prints the account, lengths, and three examples with the scored tokens marked."""
-    train_loader, _, tokenizer = load_data(config, folder)
-    account = json.loads((folder / "data.json").read_text())
+    """mode=inspect: prints the account, lengths, and three examples with the scored tokens marked.
+
+    data.json is written where there is no run yet; a run's own says what that run was trained on.
+    """
+    train_loader, eval_loader, tokenizer = load_data(config)
+    loaders: Sequence[DataLoader] = [loader for loader in (train_loader, eval_loader) if loader is not None]
+    keeps = distributed.rank() == 0 and not begun(folder)
+    account = inspection.write_account(folder / "data.json" if keeps else NOWHERE, loaders)
     print(f"{config.model.name}: {describe(config.model.shape)}\n")
     print(inspection.report(train_loader, account, tokenizer))
 
@@ -117,19 +135,35 @@ def _trainer(
     if config.model.activation_checkpointing:
         policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     policy.requires_grad_(True)
-    metrics_log = None
-    if distributed.rank() == 0:
-        options = None
-        if config.wandb.enabled:
-            options = {
-                "entity": config.wandb.entity, "project": config.wandb.project, "name": config.exp_name,
-                "config": OmegaConf.to_container(config, resolve=True),
-            }  # fmt: skip
-        metrics_log = MetricsLog(folder, config.minimum_log_interval_secs, options)
     return kind(
         config, tokenizer, policy, build.build_reference(config, device, policy), train_loader,
-        eval_loader.fixed_rows(config.n_eval_examples) if eval_loader is not None else (), folder, metrics_log,
+        eval_loader.fixed_rows(config.n_eval_examples) if eval_loader is not None else (), folder,
     )  # fmt: skip
+
+
+def _metrics_log(config: DictConfig, folder: Path) -> MetricsLog:
+    options = None
+    if config.wandb.enabled:
+        options = {
+            "entity": config.wandb.entity, "project": config.wandb.project, "name": config.exp_name,
+            "config": OmegaConf.to_container(config, resolve=True),
+        }  # fmt: skip
+    return MetricsLog(folder, config.minimum_log_interval_secs, options)
+
+
+def _check_wandb(config: DictConfig) -> None:
+    """The log is opened last of all, when an old run may be gone already."""
+    if not config.wandb.enabled:
+        return
+    try:
+        import wandb
+    except ImportError as error:
+        raise ValueError("wandb.enabled=true needs the package wandb: pip install wandb.") from error
+    if not os.environ.get("WANDB_MODE") and not os.environ.get("WANDB_API_KEY") and not wandb.api.api_key:
+        raise ValueError(
+            "wandb.enabled=true, but there is no WANDB_API_KEY. Set it, run `wandb login`, or keep the run on this "
+            "machine with WANDB_MODE=offline."
+        )
 
 
 def check_vocabulary(model: object, tokenizer: object) -> None:

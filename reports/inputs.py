@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reports import expected
+
 SAMPLING = "write it with `python eval.py --config-path=RUN_FOLDER ++mode=sample ++sample_reference=true`"
 _FINISH_REASONS = {"policy": "finish_reason", "reference": "reference_finish_reason"}
 
@@ -81,22 +83,51 @@ def read_run(folder: Path) -> Run:
     """Reads a run's folder.
 
     Raises:
-        ValueError: config.yaml or metrics.jsonl is missing, or a line of it is no JSON object.
+        ValueError: config.yaml or metrics.jsonl is missing or malformed, or the config has a `${`.
     """
-    from omegaconf import OmegaConf
-
     for name in ("config.yaml", "metrics.jsonl"):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} has no {name}: give the folder of a finished run, {{cache_dir}}/{{exp_name}}")
-    config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
+    config = _read_config(folder / "config.yaml")
     metrics = [
-        {name: value for name, value in record.items() if not isinstance(value, float) or math.isfinite(value)}
+        {name: value for name, value in record.items() if _is_value(value)}
         for record in _read_lines(folder / "metrics.jsonl")
     ]
     if not metrics:
         raise ValueError(f"{folder / 'metrics.jsonl'} is empty: the run has not made a step")
+    for record in metrics:
+        expected.check_record(record, str(folder / "metrics.jsonl"))
     account = _read_json(folder / "data.json") if (folder / "data.json").is_file() else {}
+    expected.check_account(account, str(folder / "data.json"))
     return Run(config, metrics, account)
+
+
+def _is_value(value: Any) -> bool:
+    return value is not None and (not isinstance(value, float) or math.isfinite(value))
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid YAML ({' '.join(str(error).split())})") from error
+    if _has_interpolation(config):
+        # A run saves its values resolved. Whoever added one could have the page show the reader's own environment.
+        raise ValueError(f"{path} holds a `${{`; the report resolves none: write the value itself in its place")
+    expected.check_config(config, str(path))
+    return config
+
+
+def _has_interpolation(config: Any) -> bool:
+    if isinstance(config, dict):
+        return any(map(_has_interpolation, (*config, *config.values())))
+    if isinstance(config, list):
+        return any(map(_has_interpolation, config))
+    return isinstance(config, str) and "${" in config
 
 
 def read_samples(path: Path) -> Samples:
@@ -109,10 +140,13 @@ def read_samples(path: Path) -> Samples:
     if not isinstance(content, dict) or not isinstance(content.get("samples"), list) or not content["samples"]:
         raise ValueError(f"{path} holds no samples: {SAMPLING}")
     chosen: dict[str, Sample] = {}
+    expected.mapping(content.get("config") or {}, f"{path}: `config`")
     for index, row in enumerate(content["samples"]):
+        expected.mapping(row, f"{path}: sample {index}")
         for key in ("prompt", "policy", "reference"):
             if key not in row:
                 raise ValueError(f"{path}: sample {index} has no `{key}`, and the report shows both models: {SAMPLING}")
+        expected.check_sample(row, f"{path}: sample {index}")
         sample = _sample(row)
         chosen.setdefault(sample.prompt, sample)
     repeated = len(content["samples"]) - len(chosen)
@@ -154,6 +188,7 @@ def read_results(paths: Sequence[Path], samples: Samples) -> list[dict[str, Any]
         for line in _read_lines(path):
             names = (setting(line, "candidate.name"), setting(line, "baseline.name"))
             if names == ("policy", "reference"):
+                expected.check_result(line, str(path))
                 lines.pop(line["judge"], None)
                 lines[line["judge"]] = line
     if not lines:
@@ -161,10 +196,10 @@ def read_results(paths: Sequence[Path], samples: Samples) -> list[dict[str, Any]
             f"{', '.join(map(str, paths)) or 'no results file'}: no result compares policy with reference; make one "
             "with `python compare.py -f SAMPLES -ck policy -bk reference --offline direct_answer -r RESULTS`"
         )
-    expected = [len(sample.after.split()) for sample in samples.samples]
+    lengths = [len(sample.after.split()) for sample in samples.samples]
     for judge, line in lines.items():
-        same = samples.repeated or line["candidate"]["lengths"] == expected
-        if line["total"] > len(expected) or (line["total"] == len(expected) and not same):
+        same = samples.repeated or line["candidate"].get("lengths") == lengths
+        if line["total"] > len(lengths) or (line["total"] == len(lengths) and not same):
             raise ValueError(
                 f"the result of {judge} is of other responses than the samples file has: run compare.py again"
             )
@@ -181,10 +216,14 @@ def read_outcomes(path: Path | None, samples: Samples) -> list[str | None]:
         return [None] * len(samples.samples)
     outcomes: dict[tuple[str, str, str], str] = {}
     with _opened(path) as file:
-        for row in csv.DictReader(file):
-            if not {"prompt", "candidate", "baseline", "outcome"} <= set(row):
-                raise ValueError(f"{path} is not what `compare.py -csv` writes: it lacks a column")
-            outcomes[row["prompt"], row["candidate"], row["baseline"]] = _outcome(row["outcome"])
+        try:
+            rows = list(csv.DictReader(file))
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not what `compare.py -csv` writes ({error})") from error
+    for row in rows:
+        if any(row.get(name) is None for name in ("prompt", "candidate", "baseline", "outcome")):
+            raise ValueError(f"{path} is not what `compare.py -csv` writes: it lacks a column")
+        outcomes[row["prompt"], row["candidate"], row["baseline"]] = _outcome(row["outcome"])
     return [outcomes.get((sample.prompt, sample.after, sample.before)) for sample in samples.samples]
 
 
@@ -198,7 +237,7 @@ def _outcome(text: str) -> str:
 
 def _opened(path: Path) -> Any:
     try:
-        return open(path, encoding="utf-8", newline="")
+        return open(path, encoding="utf-8-sig", newline="")  # some editors write a byte order mark
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -209,18 +248,23 @@ def _read_json(path: Path) -> Any:
             return json.load(file)
         except ValueError as error:
             raise ValueError(f"{path} is not valid JSON ({error})") from error
+        except RecursionError as error:
+            raise ValueError(f"{path} is malformed JSON: it is nested too deeply") from error
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     with _opened(path) as file:
-        lines = file.read().split("\n")
+        try:
+            lines = file.read().split("\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from error
     records = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}: not valid JSON; was its writing interrupted?") from error
         if not isinstance(record, dict):
             raise ValueError(f"{path}, line {number}: not a JSON object")

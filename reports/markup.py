@@ -12,11 +12,20 @@ from collections.abc import Sequence
 from reports.intervals import Interval
 
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def escape(text: object) -> str:
     """Text for HTML, also within quoted attributes; what no page may hold (control characters) becomes U+FFFD."""
     return html.escape(_UNPRINTABLE.sub("\ufffd", str(text)), quote=True)
+
+
+def printable(text: object) -> str:
+    r"""Text for a terminal, which would obey control characters: newline and tab aside they become `\x1b` and so on.
+
+    `scorers.printable` does the same for compare.py; a test holds the two together.
+    """
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
 
 
 def table(kind: str, names: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

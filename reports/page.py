@@ -15,7 +15,7 @@ from typing import Any
 from reports.curves import Curve, draw_curves
 from reports.headline import Headline, Row, Verdict, judge_name, printed_table, rows, span, summarize
 from reports.inputs import Run, Samples, read_outcomes, read_results, read_run, read_samples, setting
-from reports.markup import escape, scale, small, table
+from reports.markup import escape, printable, scale, small, table
 from reports.responses import example_table, side_by_side
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # a hostile text could run and load nothing
@@ -300,9 +300,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--about", default="", help="what the data teaches, in a sentence")
     add("--output", type=Path, required=True, help="the HTML file to write")
     try:
-        print(write_report(parser.parse_args(arguments)))
+        print(printable(write_report(parser.parse_args(arguments))))
     except (ValueError, OSError) as error:
-        print(f"reports.page: error: {error}", file=sys.stderr)
+        print(f"reports.page: error: {printable(error)}", file=sys.stderr)
         return 2
     return 0
 

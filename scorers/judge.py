@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from scorers.bounded_client import BoundedClient
 from scorers.judgments import Answer, JudgmentCache
 from scorers.samples import Sample, prompt_text
 from scorers.verdicts import (
@@ -101,9 +102,9 @@ class Judge:
         labels: the two characters by which the responses are called.
         seed: passed to the endpoint; the temperature is 0.
         max_tokens: after which an answer is cut off, and undecided; a judge that thinks first needs more room.
-        timeout: seconds without an answer after which a try is given up.
-        retries: further tries after time-outs, lost connections and statuses 408, 409, 429 and 5xx, each later than
-            the last and not before the `Retry-After` that the server names.
+        timeout: seconds after which a try that has not been answered in full is given up.
+        retries: further tries after time-outs, lost connections, answers without end and statuses 408, 409, 429 and
+            5xx, each later than the last and not before the `Retry-After` that the server names.
         sleep_time: seconds between the starts of two requests, retries aside.
     """
 
@@ -125,8 +126,8 @@ class Judge:
         except ImportError:
             raise ValueError("the judge needs the package openai (pip install openai); or use --offline") from None
         self._openai = openai
-        self._client = openai.OpenAI(
-            api_key=endpoint.api_key or _NO_KEY, base_url=endpoint.base_url, timeout=timeout, max_retries=retries
+        self._client = BoundedClient(
+            openai, api_key=endpoint.api_key or _NO_KEY, base_url=endpoint.base_url, timeout=timeout, retries=retries
         )
         self.model, self.labels, self.sleep_time = model, labels, sleep_time
         self._endpoint = endpoint
@@ -150,21 +151,26 @@ class Judge:
         self._wait_for_turn()
         openai = self._openai
         try:
-            completion = self._client.chat.completions.create(
-                model=self.model, messages=question.messages, **self._parameters
-            )
+            completion = self._client.complete(model=self.model, messages=question.messages, **self._parameters)
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
             raise JudgeStopped(
-                f"the judge refuses every request (HTTP {error.status_code}: {self._without_key(error)}); check "
+                f"the judge refuses every request (HTTP {error.status_code}: {self._reason(error)}); check "
                 f"OPENAI_API_KEY, -j {self.model} and --base-url ({urlsplit(self._endpoint.base_url).hostname})"
             ) from None
         except openai.APIStatusError as error:
             if getattr(error, "code", None) == "insufficient_quota":
-                raise JudgeStopped(f"the account has no quota left ({self._without_key(error)})") from None
-            raise RequestFailed(f"HTTP {error.status_code}: {self._without_key(error)}") from None
-        except (openai.OpenAIError, ValueError) as error:  # ValueError: a body that is not JSON, text that is not UTF-8
-            raise RequestFailed(f"{type(error).__name__}: {self._without_key(error)}") from None
+                raise JudgeStopped(f"the account has no quota left ({self._reason(error)})") from None
+            raise RequestFailed(f"HTTP {error.status_code}: {self._reason(error)}") from None
+        except openai.APIConnectionError as error:  # its own words are the same whatever went wrong
+            raise RequestFailed(f"{type(error).__name__}: {self._reason(error.__cause__ or error)}") from None
+        # ValueError: a body that is not JSON, text that is not UTF-8; RecursionError: JSON that is nested too deeply
+        except (openai.OpenAIError, ValueError, RecursionError) as error:
+            raise RequestFailed(f"{type(error).__name__}: {self._reason(error)}") from None
         return self._read(completion)
+
+    def close(self) -> None:
+        """Closes the connections; afterwards nothing can be asked."""
+        self._client.close()
 
     def _wait_for_turn(self) -> None:
         if not self.sleep_time:
@@ -188,6 +194,10 @@ class Judge:
     def _without_key(self, words: object) -> str:
         """An endpoint may repeat the key that it was sent; it goes into no message and no file."""
         return str(words).replace(self._endpoint.api_key, "[key]") if self._endpoint.api_key else str(words)
+
+    def _reason(self, error: BaseException) -> str:
+        """Its beginning: a server may send megabytes of explanation."""
+        return self._without_key(error)[:500]
 
     def verdict(self, question: Question, answer: Answer) -> str:
         """Whom the answer prefers: CANDIDATE or BASELINE, else TIE or UNDECIDED."""

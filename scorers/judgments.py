@@ -47,6 +47,29 @@ def check_appendable(path: str | Path) -> None:
         raise ValueError(f"cannot write {path}: no permission")
 
 
+def check_results_file(path: str | Path) -> None:
+    """Refuses a file that is no results file, so that no line is appended to anything else.
+
+    Raises:
+        ValueError: its last line that is not blank is no JSON object.
+    """
+    if not Path(path).is_file():
+        return
+    last = b"{}"
+    with open(path, "rb") as file:
+        for line in file:
+            last = line if line.strip() else last
+    try:
+        record = json.loads(last)
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise ValueError(
+            f"{path} is no results file: its last line is no JSON object; name another one by -r (or remove that line, "
+            "if its writing was interrupted)"
+        )
+
+
 @dataclass(frozen=True)
 class Answer:
     """A judge's answer as it came.
@@ -82,7 +105,7 @@ class JudgmentCache:
     def _read(self, line: bytes) -> None:
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             record = None
         if not isinstance(record, dict) or not all(isinstance(record.get(name), str) for name in ("key", "text")):
             self.torn_lines += 1

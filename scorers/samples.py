@@ -6,12 +6,14 @@ import difflib
 import json
 import random
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 Sample = dict[str, Any]  # one row: a prompt, responses under their keys, and what was kept with them
 
+_DEEPEST = 100  # levels of a file's JSON; what reads and writes it calls itself for each
 _SECRET_NAMES = re.compile(
     r"api_?key|secret|passw(or)?d|credential|authorization|(^|_)(access|auth|api|hf|hub|bearer|wandb)_?token|^(token|key)$",
     re.IGNORECASE,
@@ -42,6 +44,8 @@ def read_samples(path: str, response_keys: tuple[str, str], history_key: str) ->
             names the keys that are there, or the row (counted from 0).
     """
     content = _parse(path)
+    if _is_deeper(content, _DEEPEST):
+        raise ValueError(f"{path} is malformed JSON: it is nested more than {_DEEPEST} levels deep")
     config: dict[str, Any] = {}
     rows = content
     if isinstance(content, dict):
@@ -68,7 +72,7 @@ def read_samples(path: str, response_keys: tuple[str, str], history_key: str) ->
 
 def _parse(path: str) -> Any:
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))  # some editors write a byte order mark
     except FileNotFoundError:
         folder = Path(path).parent
         names = [entry.name for entry in folder.glob("*.json")] if folder.is_dir() else []
@@ -81,6 +85,22 @@ def _parse(path: str) -> Any:
         place = f"line {error.lineno}, column {error.colno}: {error.msg}"
         hint = "; JSON Lines? Make it one array" if error.msg == "Extra data" else "; was its writing interrupted?"
         raise ValueError(f"{path} is not valid JSON ({place}){hint}") from None
+    except RecursionError:
+        raise ValueError(f"{path} is malformed JSON: it is nested more than {_DEEPEST} levels deep") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise ValueError(f"{path} is malformed JSON: {error}") from None
+
+
+def _is_deeper(content: Any, levels: int) -> bool:
+    """Whether lists and objects stand in each other deeper than that; without recursion, which would run out."""
+    level = [content]
+    for _ in range(levels):
+        level = [part for parts in level if isinstance(parts, dict | list) for part in _parts(parts)]
+    return bool(level)
+
+
+def _parts(parts: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return parts.values() if isinstance(parts, dict) else parts
 
 
 def _did_you_mean(name: str, known: list[str]) -> str:

@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from launch.compose import compose
-from launch.run_folder import NOT_COMPARED, claim, finish, release, run_folder
+from launch.run_folder import NOT_COMPARED, begin, claim, finish, release, run_folder
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,15 +69,89 @@ def test_what_does_not_change_the_training_is_not_compared(config):
     assert flat == set(), "keys that no config has"
 
 
-def test_overwrite_removes_the_old_run_whole(config):
-    """Prevents a new run beside the old one's checkpoints."""
-    folder = claim(config).folder
-    (folder / "LATEST").mkdir()
-    (folder / "LATEST" / "policy.pt").touch()
+def finished(config):
+    """The folder of a finished run, with one of everything that a run makes."""
+    folder = begun(config).folder
+    for name in ("LATEST", "BEST", "step-512", "wandb", "export"):
+        (folder / name).mkdir()
+        (folder / name / "file").touch()
+    for name in ("data.json", "eval-test.json"):
+        (folder / name).touch()
     finish(folder)
-    assert claim(changed(config, lr=0.1, overwrite=True)).status == "new"
+    return folder
+
+
+def test_overwrite_removes_the_old_run_only_when_the_new_one_begins(config):
+    """Prevents that data which cannot be read cost the finished run, and a new run beside the old one's checkpoints."""
+    folder = finished(config)
+    before = {entry.name for entry in folder.iterdir()}
+    new = changed(config, lr=0.1, overwrite=True)
+    claimed = claim(new)
+    assert claimed.status == "replace" and {entry.name for entry in folder.iterdir()} == before
+    assert OmegaConf.load(folder / "config.yaml").lr == config.lr
+    begin(claimed, new)
     assert {entry.name for entry in folder.iterdir()} == {"config.yaml", ".lock"}
     assert OmegaConf.load(folder / "config.yaml").lr == 0.1
+
+
+def test_only_what_a_run_makes_is_removed(config):
+    """Prevents that notes beside a run's files go with it."""
+    folder = finished(config)
+    (folder / "notes.txt").touch()
+    (folder / "step-by-step.md").touch()
+    claimed = claim(changed(config, overwrite=True))
+    begin(claimed, config)
+    assert {entry.name for entry in folder.iterdir()} == {"config.yaml", ".lock", "notes.txt", "step-by-step.md"}
+
+
+FOREIGN = {
+    "other_keys: 1": r"without the section model",
+    "{model: {}, loss: {}, datasets: {}, exp_name: another}": r"config\.yaml of exp_name=another",
+    "{model: 1, loss: {}, datasets: {}, exp_name: tiny_kto}": r"without the section model",
+}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("content", FOREIGN)
+def test_a_config_yaml_alone_makes_no_run(config, content, overwrite):
+    """Prevents that overwrite=true empties any project that has a config.yaml."""
+    folder = run_folder(config)
+    (folder / "LATEST").mkdir(parents=True)
+    (folder / "config.yaml").write_text(content)
+    with pytest.raises(ValueError, match=FOREIGN[content] + ".*no run's folder"):
+        claim(changed(config, overwrite=overwrite))
+    assert {entry.name for entry in folder.iterdir()} == {"config.yaml", "LATEST"}, "no lock either"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_repository_is_no_runs_folder(config, overwrite):
+    """Prevents that a .git goes with what a run has made beside it."""
+    folder = finished(config)
+    (folder / ".git").mkdir()
+    with pytest.raises(ValueError, match=r"has \.git, so it is no run's folder"):
+        claim(changed(config, overwrite=overwrite))
+    assert (folder / ".git").exists() and (folder / "LATEST").exists()
+
+
+def test_what_a_killed_save_left_is_repaired(config):
+    """Prevents a run that lost its LATEST between two renames, and gigabytes of half-written checkpoints."""
+    folder = begun(config).folder
+    for name in (".LATEST.old", ".step-512.ab12cd34", ".step-8.old", ".BEST.ab12cd34", "BEST"):
+        (folder / name).mkdir()
+    assert claim(config).status == "unfinished"
+    assert {entry.name for entry in folder.iterdir() if entry.is_dir()} == {"LATEST", "step-8", "BEST"}
+
+
+def test_a_saved_config_with_an_interpolation_is_refused(config, monkeypatch):
+    """Prevents that somebody else's config.yaml reads this environment, into a message or a file."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-hush-hush")
+    folder = begun(config).folder
+    saved = OmegaConf.load(folder / "config.yaml")
+    saved.datasets.everyday.path = ["${oc.env:OPENAI_API_KEY}"]
+    OmegaConf.save(saved, folder / "config.yaml")
+    with pytest.raises(ValueError, match=r"config\.yaml: datasets\.everyday\.path has an interpolation") as error:
+        claim(config)
+    assert "hush" not in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -153,3 +153,38 @@ def test_without_a_run_it_is_the_model_itself(run, monkeypatch):
     evaluate.run(config, folder)
     evaluate.run(config, run.parent / "tiny_kto")
     assert chosen == [None, str((run.parent / "tiny_kto" / "LATEST" / "policy.pt").resolve())]
+
+
+def test_a_saved_config_gives_no_leave_to_run_code(run, caplog):
+    """Prevents that a run of somebody else's runs the code of its hub model without a word of the caller's."""
+    edit(run, model__trust_remote_code=True)
+    assert compose_for_eval(["--config-path=runs/mine"])[0].model.trust_remote_code is False
+    assert "model.trust_remote_code=true" in caplog.text
+    edit(run, model__name="elsewhere")  # which config/ does not have
+    assert compose_for_eval(["--config-path=runs/mine"])[0].model.trust_remote_code is False
+    given, _ = compose_for_eval(["--config-path=runs/mine", "model.trust_remote_code=true"])
+    assert given.model.trust_remote_code is True
+
+
+def test_code_that_a_saved_config_names_is_named(run, caplog):
+    """Prevents that a config.yaml runs a file without a word; a file that the command itself names needs none."""
+    compose_for_eval(["--config-path=runs/mine"])
+    assert caplog.text == ""
+    Path("own.py").write_text("def get_own(): ...\n")
+    Path("theirs.py").write_text("from trainers.paired import DPOTrainer as Theirs\n")
+    edit(run, loss__trainer="theirs.Theirs", datasets__everyday__function="own.py:get_own")
+    compose_for_eval(["--config-path=runs/mine"])
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == f"this run's config runs code of {Path('theirs.py').absolute()}, {Path('own.py').absolute()}"
+    caplog.clear()
+    edit(run, loss__trainer="DPOTrainer", datasets__everyday__function="get_everyday")
+    compose_for_eval(["--config-path=runs/mine", "loss.trainer=theirs.Theirs"])
+    assert caplog.text == ""
+
+
+def test_a_saved_config_looks_nothing_up(run, monkeypatch):
+    """Prevents that a run of somebody else's carries this machine's secrets into its samples."""
+    monkeypatch.setenv("PLAIN", "/home")
+    edit(run, samples_dir="${oc.env:PLAIN}")
+    with pytest.raises(ValueError, match=r"config\.yaml: samples_dir has an interpolation"):
+        compose_for_eval(["--config-path=runs/mine"])

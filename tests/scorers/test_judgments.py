@@ -21,7 +21,7 @@ def test_what_is_added_is_found_by_the_next_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "torn", [b'{"key": "b", "text": "ha', b"\xff\xfe", b"[1]", b'{"key": 1, "text": "x"}', b"null"]
+    "torn", [b'{"key": "b", "text": "ha', b"\xff\xfe", b"[1]", b'{"key": 1, "text": "x"}', b"null", b"[" * 99_999]
 )
 def test_a_torn_last_line_spoils_only_itself(tmp_path, torn):
     """Prevents a kill in the middle of a write from making the whole cache, or the next line, unreadable."""

@@ -27,6 +27,11 @@ def test_both_shapes_are_read(tmp_path):
     assert (bare.exp_name, bare.rows, bare.config) == ("run", [ROW], {})
 
 
+def test_a_byte_order_mark_is_passed_over(tmp_path):
+    """Prevents refusing a file that an editor saved again."""
+    assert _read(_write(tmp_path, "\ufeff" + json.dumps([ROW]))).rows == [ROW]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -34,6 +39,9 @@ def test_both_shapes_are_read(tmp_path):
         ('{"prompt": "a"}\n{"prompt": "b"}', "line 2, column 1.*JSON Lines"),
         ("", "not valid JSON"),
         ("3", "must be an array"),
+        ("[" * 100_000, "malformed JSON"),
+        ([ROW | {"deep": json.loads("[" * 300 + "]" * 300)}], "malformed JSON: it is nested more than 100 levels"),
+        ("9" * 5000, "run.json is malformed JSON"),
         ({"sample": []}, "no `samples`; its keys are: sample"),
         ([], "holds no samples"),
         ({"samples": [ROW], "config": 3}, "`config` must be an object"),

@@ -1,0 +1,147 @@
+"""What a command must not do: overwrite what it reads, keep a secret, leave a file of the user's unread."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from omegaconf import OmegaConf
+
+from launch import train
+from launch.compose import compose
+from launch.run_folder import claim, finish, release
+
+ROW = '{"prompt": "p", "chosen": "a", "rejected": "b"}\n'
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """The folder of a finished run, below the current directory."""
+    monkeypatch.chdir(tmp_path)
+    folder = claim(compose(["model=tiny", "cache_dir=runs", "exp_name=mine"])).folder
+    (folder / "LATEST").mkdir()
+    (folder / "LATEST" / "policy.pt").write_text("old")
+    (folder / "metrics.jsonl").write_text("{}\n")
+    (folder / "data.json").write_text("old")
+    (folder / "rows.jsonl").write_text(ROW)
+    finish(folder)
+    yield folder
+    release(folder)
+
+
+MINE = ["model=tiny", "cache_dir=runs", "exp_name=mine"]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model.load_from=mine/LATEST/policy.pt",
+        "model.load_from=runs/mine/LATEST",
+        "model.name_or_path=runs/../runs/mine/LATEST/policy.pt",
+        "model.tokenizer_name_or_path=mine/LATEST",
+        "datasets.local.path=runs/mine/rows.jsonl",
+        "datasets.local.test_path=[rows.jsonl,runs/mine/rows.jsonl]",
+    ],
+)
+def test_a_run_is_not_overwritten_by_one_that_reads_it(run, override):
+    """Prevents that the weights or rows of the new run are removed with the old one."""
+    Path("rows.jsonl").write_text(ROW)
+    command = [*MINE, "datasets=[local]", "datasets.local.path=rows.jsonl", override]
+    compose(command)
+    with pytest.raises(ValueError, match=f"{override.partition('=')[0]}=.* lies in .*mine, which overwrite=true would"):
+        compose([*command, "overwrite=true"])
+    compose([*command[:2], "exp_name=mine2", *command[3:], "overwrite=true"])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file): file.read_bytes() for file in folder.rglob("*") if file.is_file() and file.name != ".lock"}
+
+
+BROKEN = {
+    "data": ["datasets=[local]", "datasets.local.path=broken.jsonl"],
+    "weights": ["model.load_from=broken"],
+    "wandb": ["wandb.enabled=true"],
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_new_run_that_cannot_begin_leaves_the_old_one(run, what, monkeypatch):
+    """Prevents that overwrite=true removes a finished run before it is known whether there can be another."""
+    Path("broken.jsonl").write_text("not JSON\n")
+    Path("broken").mkdir()
+    Path("broken", "config.json").write_text("{}")
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    no_key = SimpleNamespace(api=SimpleNamespace(api_key=None))  # the real one would keep that it has no WANDB_MODE
+    monkeypatch.setitem(sys.modules, "wandb", no_key)
+    before = contents(run)
+    with pytest.raises((ValueError, OSError)):
+        train.run(compose([*MINE, "overwrite=true", "device=cpu", *BROKEN[what]]))
+    assert contents(run) == before
+
+
+def test_a_new_run_that_begins_replaces_the_old_one(run):
+    """Prevents an overwritten run with the old run's account, metrics or config."""
+    small = ["n_examples=4", "n_eval_examples=2", "model.batch_size=4", "device=cpu", "do_first_eval=false"]
+    train.run(compose([*MINE, "loss=sft", "overwrite=true", *small]))
+    assert (run / "data.json").read_text().startswith("{") and (run / "rows.jsonl").exists()
+    assert (run / "metrics.jsonl").read_text() != "{}\n" and OmegaConf.load(run / "config.yaml").loss.name == "sft"
+    assert (run / "LATEST" / "policy.pt").stat().st_size > 1000 and (run / "finished.json").exists()
+
+
+def test_inspect_leaves_a_runs_account_alone(run, capsys):
+    """Prevents that looking at other data changes what a run says of its own."""
+    train.run(compose([*MINE, "mode=inspect", "device=cpu"]))
+    assert (run / "data.json").read_text() == "old" and "everyday" in capsys.readouterr().out
+    train.run(compose(["model=tiny", "cache_dir=runs", "exp_name=new", "mode=inspect", "device=cpu"]))
+    assert "everyday" in (run.parent / "new" / "data.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("key", "code", "base"),
+    [("trainer", "class Mine:\n    roles = ('target',)\n", "BasicTrainer"), ("dataloader", "Mine = 3\n", "DataLoader")],
+)
+def test_a_class_of_another_kind_is_refused(key, code, base, tmp_path, monkeypatch):
+    """Prevents an AttributeError from the depths of a run."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(code)
+    config = compose(["model=tiny", "loss=sft"])
+    config.loss[key] = "mine.py:Mine"
+    with pytest.raises(ValueError, match=rf"^loss\.{key}=mine\.py:Mine is no subclass of \S+\.{base}: "):
+        train.trainer_class(config)
+
+
+SECRETS = {
+    "${oc.env:OPENAI_API_KEY}": "OPENAI_API_KEY",
+    "x${oc.decode:${oc.env:'HF_TOKEN',x}}": "HF_TOKEN",
+    "${oc.env:${loss.variable}}": "OPENAI_API_KEY",  # not to be seen before it is looked up
+}
+
+
+@pytest.mark.parametrize("value", SECRETS)
+def test_a_secret_of_the_environment_is_refused(value, tmp_path, monkeypatch):
+    """Prevents a key in config.yaml, in samples and in the card of an uploaded model."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-hush-hush")
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    (tmp_path / "loss").mkdir()
+    yaml = "name: mine\ntrainer: SFTTrainer\ndataloader: SFTDataLoader\nuse_reference_model: false\n"
+    yaml += (
+        f"variable: OPENAI_API_KEY\nplace: ${{oc.env:SCRATCH}}\nsame: ${{oc.select:model.max_length}}\nown: {value}\n"
+    )
+    (tmp_path / "loss" / "mine.yaml").write_text(yaml)
+    with pytest.raises(ValueError, match=rf"^loss\.own takes the value of {SECRETS[value]}, a secret") as error:
+        compose(["loss=mine", "model=tiny"], config_dirs=[tmp_path])
+    assert "hush" not in str(error.value) and "\n" not in str(error.value)
+    config = compose(["loss=mine", "model=tiny", "loss.own=fine"], config_dirs=[tmp_path])
+    assert config.loss.place == "/scratch" and config.loss.same == config.model.max_length
+
+
+@pytest.mark.parametrize("name", ["loss/kto.yaml", "config.yaml"])
+def test_a_file_of_the_users_that_would_never_be_read_is_refused(name, tmp_path):
+    """Prevents that changes to a copy of one of our YAMLs are without effect."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("name: kto\n")
+    with pytest.raises(ValueError, match=rf"{tmp_path / name} has the same name as \S*config/{name}, "):
+        compose(["model=tiny"], config_dirs=[tmp_path])
