@@ -126,8 +126,13 @@ def build_reference(config: DictConfig, device: torch.device, start: PreTrainedM
     from models.reference_cache import ReferenceCache, folder_for, weights_digest
 
     dtype = getattr(torch, config.model.reference_dtype)
-    loaded = build_model(config, device, config.model.load_from) if start is None and config.cache_reference else None
-    cache = None
-    if config.cache_reference:
-        cache = ReferenceCache(folder_for(config.cache_dir, weights_digest(start or loaded), dtype, device))
-    return Reference(lambda: loaded or build_model(config, device, config.model.load_from), dtype, cache)
+
+    def load() -> PreTrainedModel:
+        return build_model(config, device, config.model.load_from)
+
+    if not config.cache_reference:
+        return Reference(load, dtype)
+    loaded = load() if start is None else None
+    digest = weights_digest(loaded if start is None else start)
+    cache = ReferenceCache(folder_for(config.cache_dir, digest, dtype, device))
+    return Reference(load if loaded is None else lambda: loaded, dtype, cache)

@@ -19,15 +19,19 @@ if TYPE_CHECKING:
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
-def write_account(path: Path, loaders: Sequence[DataLoader]) -> dict[str, Any]:
-    """Writes data.json: {data set: {split: {rows, used, dropped: {reason: n}, cut, examples}}}, and returns it."""
+def account_of(loaders: Sequence[DataLoader]) -> dict[str, Any]:
+    """{data set: {split: {rows, used, dropped: {reason: n}, cut, examples}}}."""
     account: dict[str, dict[str, Any]] = {}
     for loader in loaders:
         for name, counts in loader.account.items():
             account.setdefault(name, {})[loader.split] = counts
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(account, indent=1) + "\n", encoding="utf-8")
     return account
+
+
+def write_account(folder: Path, account: Mapping[str, Any]) -> None:
+    """Keeps an account as data.json in a run's folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "data.json").write_text(json.dumps(account, indent=1) + "\n", encoding="utf-8")
 
 
 def account_table(account: Mapping[str, Mapping[str, Any]]) -> str:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,11 +17,10 @@ from models.loading import locate
 from models.shapes import describe
 from trainers import distributed
 from trainers.basic import BasicTrainer
-from trainers.metrics import MetricsLog
+from trainers.metrics import MetricsLog, check_wandb
 from trainers.requirements import requirements
 
 log = logging.getLogger(__name__)
-NOWHERE = Path(os.devnull)  # for an account that is only to be shown
 
 
 def run(config: DictConfig) -> dict[str, float]:
@@ -42,7 +39,8 @@ def run(config: DictConfig) -> dict[str, float]:
     if config.mode == "inspect":
         inspect(config, folder)
         return {}
-    _check_wandb(config)
+    if config.wandb.enabled:
+        check_wandb()  # the log is opened last of all, when an old run may be gone already
     claimed = claim(config) if distributed.rank() == 0 else None
     status = distributed.gather_objects(None if claimed is None else claimed.status)[0]
     if status == "finished":
@@ -51,14 +49,14 @@ def run(config: DictConfig) -> dict[str, float]:
     if status == "unfinished":
         log.info("%s was not finished: it starts again from the beginning", folder)
     train_loader, eval_loader, tokenizer = load_data(config)
-    loaders = [loader for loader in (train_loader, eval_loader) if loader is not None]
+    account = inspection.account_of([loader for loader in (train_loader, eval_loader) if loader is not None])
     if claimed is not None:
-        print(inspection.account_table(inspection.write_account(NOWHERE, loaders)), file=sys.stderr)
+        print(inspection.account_table(account), file=sys.stderr)
     trainer = _trainer(config, kind, folder, device, train_loader, eval_loader, tokenizer)
     distributed.barrier()  # nobody has anything left to read
     if claimed is not None:
         begin(claimed, config)
-        inspection.write_account(folder / "data.json", loaders)
+        inspection.write_account(folder, account)
         trainer.metrics_log = _metrics_log(config, folder)
     metrics = trainer.train()
     if trainer.computer.reference is not None:
@@ -112,9 +110,9 @@ def inspect(config: DictConfig, folder: Path) -> None:
     data.json is written where there is no run yet; a run's own says what that run was trained on.
     """
     train_loader, eval_loader, tokenizer = load_data(config)
-    loaders: Sequence[DataLoader] = [loader for loader in (train_loader, eval_loader) if loader is not None]
-    keeps = distributed.rank() == 0 and not begun(folder)
-    account = inspection.write_account(folder / "data.json" if keeps else NOWHERE, loaders)
+    account = inspection.account_of([loader for loader in (train_loader, eval_loader) if loader is not None])
+    if distributed.rank() == 0 and not begun(folder):
+        inspection.write_account(folder, account)
     print(f"{config.model.name}: {describe(config.model.shape)}\n")
     print(inspection.report(train_loader, account, tokenizer))
 
@@ -149,21 +147,6 @@ def _metrics_log(config: DictConfig, folder: Path) -> MetricsLog:
             "config": OmegaConf.to_container(config, resolve=True),
         }  # fmt: skip
     return MetricsLog(folder, config.minimum_log_interval_secs, options)
-
-
-def _check_wandb(config: DictConfig) -> None:
-    """The log is opened last of all, when an old run may be gone already."""
-    if not config.wandb.enabled:
-        return
-    try:
-        import wandb
-    except ImportError as error:
-        raise ValueError("wandb.enabled=true needs the package wandb: pip install wandb.") from error
-    if not os.environ.get("WANDB_MODE") and not os.environ.get("WANDB_API_KEY") and not wandb.api.api_key:
-        raise ValueError(
-            "wandb.enabled=true, but there is no WANDB_API_KEY. Set it, run `wandb login`, or keep the run on this "
-            "machine with WANDB_MODE=offline."
-        )
 
 
 def check_vocabulary(model: object, tokenizer: object) -> None:

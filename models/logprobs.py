@@ -1,15 +1,14 @@
 """Log-probabilities of responses under a causal language model.
 
-`branch_logps` computes packs of tree rows where they are exact for the model (`use_tree_rows` finds out), and padded
+`branch_logps` computes packs of tree rows where they are exact for the model (`models.probe` finds out), and padded
 sequences elsewhere, in the dtype that the model's weights have. The language-model head runs on scored positions only,
 and log-probabilities are float32.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -17,12 +16,9 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from models import tree_attention as trees
+from models import tree_attention
 from models.head import Head
-from models.probe import why_not_exact
 from models.tree_rows import Pack, TreeRow, pack_rows
-
-log = logging.getLogger(__name__)
 
 
 class ScoredSequence(NamedTuple):
@@ -33,52 +29,25 @@ class ScoredSequence(NamedTuple):
     scored: np.ndarray
 
 
-def use_tree_rows(model: PreTrainedModel) -> bool:
-    """Lets `branch_logps` compute a model by tree rows from now on, where they are exact; else says why not, once.
-
-    Whatever else runs the model then does it inside `plain_attention`.
-    """
-    if uses_tree_rows(model):
-        return True
-    reason = why_not_exact(model)
-    if reason is not None:
-        log.warning(
-            "%s is computed by padded rows: %s. Results are the same; prompts are computed once for each response, and "
-            "padding costs time and memory.", type(model).__name__, reason,
-        )  # fmt: skip
-        return False
-    model.plain_attention = model.config._attn_implementation
-    model.set_attn_implementation(trees.NAME)
-    return True
-
-
 def uses_tree_rows(model: PreTrainedModel) -> bool:
     """Whether a model is computed by tree rows."""
-    return model.config._attn_implementation == trees.NAME
+    return model.config._attn_implementation == tree_attention.NAME
 
 
 @contextmanager
-def tree_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, the model's attention is that of tree rows."""
+def attention_of(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """Inside, the model has another attention of transformers, by its name."""
     before = model.config._attn_implementation
-    model.set_attn_implementation(trees.NAME)
+    model.set_attn_implementation(name)
     try:
         yield
     finally:
         model.set_attn_implementation(before)
 
 
-@contextmanager
-def plain_attention(model: PreTrainedModel) -> Iterator[None]:
+def plain_attention(model: PreTrainedModel) -> AbstractContextManager[None]:
     """Inside, a model that uses tree rows has the attention that it was loaded with, for generation and padded rows."""
-    if not uses_tree_rows(model):
-        yield
-        return
-    model.set_attn_implementation(model.plain_attention)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(trees.NAME)
+    return attention_of(model, model.plain_attention) if uses_tree_rows(model) else nullcontext()
 
 
 def cut(model: PreTrainedModel, rows: Sequence[TreeRow], budget: int) -> list[list[int]]:

@@ -10,14 +10,19 @@ import contextlib
 import copy
 import dataclasses
 import json
+import logging
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.utils import logging
+from transformers.utils import logging as chatter
 
+from models import tree_attention
+from models.logprobs import ScoredSequence, attention_of, packed_logps, token_logps, uses_tree_rows
 from models.tree_rows import Branch, Pack, Stretch, TreeRow
+
+log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4  # nats, in float32; a token that sees what it should not see moves log-probabilities by far more
 _WINDOW = 5  # shorter than the probe's rows, so that sliding windows are crossed
@@ -26,6 +31,25 @@ _SIZES = {
     "embedding_size": 32, "ffn_dim": 48, "word_embed_proj_dim": 32, "n_inner": 48,
 }  # fmt: skip
 _verdicts: dict[tuple[type, str], str | None] = {}
+
+
+def use_tree_rows(model: PreTrainedModel) -> bool:
+    """Lets `branch_logps` compute a model by tree rows from now on, where they are exact; else says why not, once.
+
+    Whatever else runs the model then does it inside `plain_attention`.
+    """
+    if uses_tree_rows(model):
+        return True
+    reason = why_not_exact(model)
+    if reason is not None:
+        log.warning(
+            "%s is computed by padded rows: %s. Results are the same; prompts are computed once for each response, and "
+            "padding costs time and memory.", type(model).__name__, reason,
+        )  # fmt: skip
+        return False
+    model.plain_attention = model.config._attn_implementation
+    model.set_attn_implementation(tree_attention.NAME)
+    return True
 
 
 def why_not_exact(model: PreTrainedModel) -> str | None:
@@ -82,13 +106,11 @@ def _shorten_factors(settings: Any, old: int, new: int) -> None:
 
 
 def _try(kind: type[PreTrainedModel], config: PretrainedConfig) -> str | None:
-    from models.logprobs import ScoredSequence, packed_logps, token_logps, tree_attention
-
     rows = _rows(_SIZES["vocab_size"])
     pack = Pack.of(rows)
     sequences = [ScoredSequence(row.prompt, *branch) for row in rows for branch in row.branches]
-    chatter = logging.get_verbosity()
-    logging.set_verbosity_error()  # of transformers, about the small model
+    verbosity = chatter.get_verbosity()
+    chatter.set_verbosity_error()  # of transformers, about the small model
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -96,13 +118,13 @@ def _try(kind: type[PreTrainedModel], config: PretrainedConfig) -> str | None:
             _spread(model)
         with torch.no_grad():
             plain = torch.cat([token_logps(model, [sequence])[0] for sequence in sequences])
-            with tree_attention(model):
+            with attention_of(model, tree_attention.NAME):
                 ours = torch.cat(packed_logps(model, pack))
                 blind = torch.cat(packed_logps(model, _as_chains(pack)))
     except Exception as error:  # whatever a model of somebody's class raises
         return _first(error)
     finally:
-        logging.set_verbosity(chatter)
+        chatter.set_verbosity(verbosity)
     if not torch.isfinite(plain).all():
         return "a small random model of its class gives values that are not finite"
     if not (ours - plain).abs().max() <= TOLERANCE:

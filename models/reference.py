@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import PreTrainedModel
 
-from models.logprobs import branch_logps, cut, use_tree_rows
+from models.logprobs import branch_logps, cut
+from models.probe import use_tree_rows
 from models.reference_cache import ReferenceCache
 from models.tree_rows import Branch, TreeRow
 

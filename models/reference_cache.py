@@ -46,10 +46,12 @@ class ReferenceCache:
         self._new: dict[bytes, np.ndarray] = {}
         self._folder = folder
         self._file: Path | None = None
-        self.hits = self.misses = 0
+        self._kept: set[bytes] = set()  # those that earlier runs, or other processes, had left on disk
+        self.hits = self.hits_on_disk = self.misses = 0
         self.seconds_saved = 0.0
         if folder is not None:
             self._open(folder)
+            self._kept = set(self._values)
 
     def has(self, keys: Sequence[bytes]) -> bool:
         """Whether all of these are known."""
@@ -64,6 +66,7 @@ class ReferenceCache:
     def count_hits(self, keys: Sequence[bytes]) -> None:
         """Notes that values were found and not computed."""
         self.hits += len(keys)
+        self.hits_on_disk += sum(key in self._kept for key in keys)
         self.seconds_saved += sum(self._seconds.get(key, 0.0) for key in keys)
 
     def add(self, values: dict[bytes, torch.Tensor]) -> None:
@@ -81,10 +84,9 @@ class ReferenceCache:
 
     def account(self) -> str:
         """Hits, misses and seconds saved, in words."""
-        where = "on disk" if self._folder is not None else "in memory"
         return (
-            f"reference values: {self.hits} found {where}, {self.misses} computed; "
-            f"about {self.seconds_saved:.0f} s saved"
+            f"reference values: {self.misses} computed, {self.hits} looked up, {self.hits_on_disk} of these from "
+            f"earlier runs; about {self.seconds_saved:.0f} s saved"
         )
 
     # The disk ------------------------------------------------------------------------------------------------------

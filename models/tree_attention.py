@@ -10,7 +10,7 @@ A model whose config names `NAME` as its attention calls `attend` in every layer
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -19,6 +19,27 @@ from transformers import AttentionInterface
 from models.tree_rows import Pack
 
 NAME = "aureole_tree"
+
+
+class Scores(NamedTuple):
+    """What a layer does to its scores.
+
+    Attributes:
+        scaling: what they are multiplied by; None: 1 / sqrt(D).
+        window: how many tokens back a token sees, itself included; None: all.
+        softcap: a score s becomes softcap * tanh(s / softcap).
+        sinks: (heads,) a further score of each head that takes part in the softmax and has no value.
+    """
+
+    scaling: float | None = None
+    window: int | None = None
+    softcap: float | None = None
+    sinks: torch.Tensor | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether SDPA and its kin compute them."""
+        return self.softcap is None and self.sinks is None
 
 
 def attend(
@@ -41,50 +62,30 @@ def attend(
     Args:
         query: (1, heads, T, D).
         key, value: (1, key-value heads, T, D); the values may have another D.
-        scaling: of the scores; 1 / sqrt(D) by default.
-        sliding_window: how many tokens back a token sees, itself included.
-        softcap: scores s become softcap * tanh(s / softcap).
-        s_aux: (heads,) a further score of each head that takes part in the softmax and has no value.
+        scaling, sliding_window, softcap, s_aux: see `Scores`, under the names that transformers gives them.
+        others: what else a model passes; whether that changes anything, `models.probe` has seen.
 
     Returns:
         (1, T, heads, D) and None.
 
     Raises:
-        NotImplementedError: outside of a pack's forward pass, and for what is not known to be exact.
+        NotImplementedError: outside of a pack's forward pass, and with dropout.
     """
-    unknown = sorted(name for name, given in others.items() if given is not None and name in _CHANGE_SCORES)
-    if pack is None or attention_mask is not None or query.shape[0] != 1 or query.shape[2] != len(pack) or unknown:
-        raise NotImplementedError(
-            f"{type(module).__name__} does not give its attention what tree rows need"
-            + (f" (it uses {', '.join(unknown)})" if unknown else "")
-        )
-    options = {"scaling": scaling, "window": sliding_window, "softcap": softcap, "sinks": s_aux}
-    return PATHS[path_for(query, softcap, s_aux)](query, key, value, pack, **options).transpose(1, 2), None
+    if pack is None or attention_mask is not None or dropout or query.shape[0] != 1 or query.shape[2] != len(pack):
+        raise NotImplementedError(f"{type(module).__name__} does not give its attention what tree rows need")
+    scores = Scores(scaling, sliding_window, softcap, s_aux)
+    return PATHS[path_for(query, scores)](query, key, value, pack, scores).transpose(1, 2), None
 
 
-# Arguments of other attentions that change the scores: a model that gives one is refused rather than computed wrongly.
-_CHANGE_SCORES = {"position_bias", "head_mask", "indexer_mask", "alibi", "bias", "attn_bias"}
-
-
-def path_for(query: torch.Tensor, softcap: float | None, sinks: torch.Tensor | None) -> str:
+def path_for(query: torch.Tensor, scores: Scores) -> str:
     """Which path computes an attention on this hardware."""
     half = query.dtype in (torch.bfloat16, torch.float16)
-    if query.is_cuda and half and softcap is None and sinks is None and torch.cuda.get_device_capability() >= (8, 0):
+    if query.is_cuda and half and scores.plain and torch.cuda.get_device_capability() >= (8, 0):
         return "varlen"
     return "blocks"
 
 
-def by_blocks(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    pack: Pack,
-    *,
-    scaling: float | None = None,
-    window: int | None = None,
-    softcap: float | None = None,
-    sinks: torch.Tensor | None = None,
-) -> torch.Tensor:
+def by_blocks(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pack: Pack, scores: Scores) -> torch.Tensor:
     """(1, heads, T, D): stretch by stretch. A later branch attends to its prompt's keys and its own."""
     sizes = [stretch.stop - stretch.start for stretch in pack.stretches]
     parts = [tensor.split(sizes, dim=2) for tensor in (query, key, value)]
@@ -99,53 +100,35 @@ def by_blocks(
                 torch.cat([part[first].narrow(2, 0, length), one], dim=2)
                 for part, one in zip(parts[1:], (k, v), strict=True)
             )
-        plain = softcap is None and sinks is None
-        if plain and q.shape[2] == k.shape[2] and (window is None or window >= k.shape[2]):
-            k, v = _for_all_heads(q, k, v)
-            outputs.append(F.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1, scale=scaling))
+        k, v = _for_all_heads(q, k, v)
+        queries, keys = q.shape[2], k.shape[2]
+        if not scores.plain:
+            mask = _mask(pack, queries, keys, scores.window, q.device)
+            outputs.append(_by_products(q, k, v, mask, scores))
+        elif queries == keys and (scores.window is None or scores.window >= keys):
+            outputs.append(F.scaled_dot_product_attention(q, k, v, is_causal=queries > 1, scale=scores.scaling))
         else:
-            mask = _mask(pack, q.shape[2], k.shape[2], window, q.device)
-            outputs.append(_masked(q, k, v, mask, scaling, softcap, sinks))
+            mask = _mask(pack, queries, keys, scores.window, q.device)
+            outputs.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scores.scaling))
     return torch.cat(outputs, dim=2)
 
 
-def dense(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    pack: Pack,
-    *,
-    scaling: float | None = None,
-    window: int | None = None,
-    softcap: float | None = None,
-    sinks: torch.Tensor | None = None,
-) -> torch.Tensor:
+def dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pack: Pack, scores: Scores) -> torch.Tensor:
     """(1, heads, T, D): all scores at once, with a mask over the pack."""
-    mask = pack.visible(window).to(query.device)
-    return _by_products(query, *_for_all_heads(query, key, value), mask, scaling, softcap, sinks)
+    mask = pack.visible(scores.window).to(query.device)
+    return _by_products(query, *_for_all_heads(query, key, value), mask, scores)
 
 
-def by_varlen(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    pack: Pack,
-    *,
-    scaling: float | None = None,
-    window: int | None = None,
-    softcap: float | None = None,
-    sinks: torch.Tensor | None = None,
-) -> torch.Tensor:
+def by_varlen(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pack: Pack, scores: Scores) -> torch.Tensor:
     """(1, heads, T, D): one kernel over all stretches, whose causal mask is aligned at the last token of each."""
     from torch.nn.attention.varlen import varlen_attn
 
-    if softcap is not None or sinks is not None:
-        raise NotImplementedError("the variable-length kernel has neither soft-capping nor sinks")
     index, starts, key_starts, longest, most_keys = _varlen_plan(pack, query.device)
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (T, heads, D)
+    before = -1 if scores.window is None else scores.window - 1
     output = varlen_attn(
         q, k[index], v[index], starts, key_starts, longest, most_keys,
-        scale=scaling, window_size=(-1 if window is None else window - 1, 0), enable_gqa=q.shape[1] != k.shape[1],
+        scale=scores.scaling, window_size=(before, 0), enable_gqa=q.shape[1] != k.shape[1],
     )  # fmt: skip
     return output.transpose(0, 1)[None]
 
@@ -180,41 +163,21 @@ def _mask(pack: Pack, queries: int, keys: int, window: int | None, device: torch
     return pack.masks[name]
 
 
-def _masked(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor,
-    scaling: float | None,
-    softcap: float | None,
-    sinks: torch.Tensor | None,
-) -> torch.Tensor:
-    key, value = _for_all_heads(query, key, value)
-    if softcap is None and sinks is None:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
-    return _by_products(query, key, value, mask, scaling, softcap, sinks)
-
-
 def _by_products(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor,
-    scaling: float | None,
-    softcap: float | None,
-    sinks: torch.Tensor | None,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scores: Scores
 ) -> torch.Tensor:
     """Softmax in float32 at least, for what SDPA does not have."""
-    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    scaling, _, softcap, sinks = scores
+    products = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    products = products.to(torch.promote_types(products.dtype, torch.float32))
     if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    scores = scores.masked_fill(~mask, -torch.inf)
+        products = softcap * torch.tanh(products / softcap)
+    products = products.masked_fill(~mask, -torch.inf)
     if sinks is not None:
-        more = sinks.to(scores.dtype).reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
-        weights = torch.cat([scores, more], dim=-1).softmax(dim=-1)[..., :-1]
+        more = sinks.to(products.dtype).reshape(1, -1, 1, 1).expand(*products.shape[:3], 1)
+        weights = torch.cat([products, more], dim=-1).softmax(dim=-1)[..., :-1]
     else:
-        weights = scores.softmax(dim=-1)
+        weights = products.softmax(dim=-1)
     return weights.to(value.dtype) @ value
 
 

@@ -62,7 +62,6 @@ class Pack:
         sources: (N,) for each scored token the place in the pack whose hidden state predicts it.
         targets: (N,) the scored tokens.
         counts: scored tokens of each branch, row after row.
-        sequence_tokens: tokens of all paths, a prompt counted with each of its branches: what a plain pass computes.
     """
 
     ids: np.ndarray
@@ -71,14 +70,13 @@ class Pack:
     sources: np.ndarray
     targets: np.ndarray
     counts: tuple[int, ...]
-    sequence_tokens: int
     masks: dict = field(default_factory=dict, repr=False)  # of stretches, made once for all layers
 
     @classmethod
     def of(cls, rows: Sequence[TreeRow]) -> Pack:
         """Packs rows; a first token with nothing before it has no probability and is not scored."""
         ids, positions, stretches, sources, targets, counts = [], [], [], [], [], []
-        total = at = 0
+        at = 0
         for row in rows:
             prompt = (at, at + len(row.prompt))
             ids.append(row.prompt)
@@ -96,9 +94,8 @@ class Pack:
                 sources.append(np.where(offsets == 0, prompt[1] - 1, start + offsets - 1))
                 targets.append(branch.ids[offsets])
                 counts.append(len(offsets))
-                total += len(row.prompt) + len(branch.ids)
         parts = [np.concatenate(part).astype(np.int64) for part in (ids, positions, sources, targets)]
-        return cls(parts[0], parts[1], tuple(stretches), parts[2], parts[3], tuple(counts), total)
+        return cls(parts[0], parts[1], tuple(stretches), parts[2], parts[3], tuple(counts))
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -97,16 +98,7 @@ class MetricsLog:
         self._file = open(folder / "metrics.jsonl", "w", encoding="utf-8")  # noqa: SIM115 (closed by `close`)
         self._wandb = None
         if wandb_options is not None:
-            try:
-                import wandb
-            except ImportError as error:
-                raise ValueError("wandb.enabled=true needs the package wandb: pip install wandb.") from error
-            if not os.environ.get("WANDB_MODE") and not os.environ.get("WANDB_API_KEY") and not wandb.api.api_key:
-                raise ValueError(
-                    "wandb.enabled=true, but there is no WANDB_API_KEY. Set it, run `wandb login`, or keep the run on "
-                    "this machine with WANDB_MODE=offline."
-                )
-            self._wandb = wandb.init(dir=str(folder), **wandb_options)
+            self._wandb = check_wandb().init(dir=str(folder), **wandb_options)
 
     def write(self, metrics: Mapping[str, float], examples: int, split: str) -> None:
         """One record: to the file and wandb whole, to the console in short."""
@@ -123,6 +115,24 @@ class MetricsLog:
         self._file.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def check_wandb() -> ModuleType:
+    """The package wandb, once it is known that a run can be logged with it.
+
+    Raises:
+        ValueError: it is not installed, or there is neither a key nor offline mode.
+    """
+    try:
+        import wandb
+    except ImportError as error:
+        raise ValueError("wandb.enabled=true needs the package wandb: pip install wandb.") from error
+    if not os.environ.get("WANDB_MODE") and not os.environ.get("WANDB_API_KEY") and not wandb.api.api_key:
+        raise ValueError(
+            "wandb.enabled=true, but there is no WANDB_API_KEY. Set it, run `wandb login`, or keep the run on this "
+            "machine with WANDB_MODE=offline."
+        )
+    return wandb
 
 
 def summary(metrics: Mapping[str, float], examples: int, split: str) -> str:

@@ -16,8 +16,9 @@ import torch
 
 from dataloaders.batches import Place, Row, trees
 from dataloaders.chat_format import MARKERS
-from models.logprobs import branch_logps, cut, positions, use_tree_rows
+from models.logprobs import branch_logps, cut, positions
 from models.precision import WorkingCopy
+from models.probe import use_tree_rows
 from trainers import distributed
 from trainers.metrics import Clock
 from trainers.outputs import LossOutput, StepResult, Tensors

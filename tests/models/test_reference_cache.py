@@ -44,7 +44,7 @@ def test_the_next_run_loads_no_reference(tmp_path):
     for one, other in zip(flat(first), flat(second.logps(rows(), BUDGET)), strict=True):
         assert torch.equal(one, other)
     assert (second.cache.hits, second.cache.misses) == (12, 0)
-    assert "12 found on disk, 0 computed" in second.cache.account()
+    assert "0 computed, 12 looked up, 12 of these from earlier runs" in second.cache.account()
     # Another order, and other rows beside them, find the same values.
     values = Reference(never, cache=ReferenceCache(tmp_path)).logps(rows()[::-1][:2], BUDGET)
     assert torch.equal(values[0][0], first[-1][0])
@@ -154,7 +154,7 @@ def test_a_cache_that_cannot_be_written_is_worked_around(tmp_path, caplog):
         reference = Reference(lambda: tiny.tiny_model(seed=1), cache=cache)
         for _ in range(2):
             reference.logps(rows(), BUDGET)
-    assert (cache.misses, cache.hits) == (12, 12)
+    assert (cache.misses, cache.hits, cache.hits_on_disk) == (12, 12, 0)
     assert len(caplog.records) == 1 and "not kept on disk" in caplog.text
 
 

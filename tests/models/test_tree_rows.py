@@ -20,10 +20,9 @@ from models.logprobs import (
     packed_logps,
     plain_attention,
     token_logps,
-    use_tree_rows,
     uses_tree_rows,
 )
-from models.probe import small_config, why_not_exact
+from models.probe import small_config, use_tree_rows, why_not_exact
 from models.tree_rows import Branch, Pack, TreeRow, pack_rows
 from tests import tiny
 
@@ -207,9 +206,9 @@ def test_what_trees_cannot_do_takes_padded_rows_with_one_warning(kind: str, opti
     """Prevents silently wrong values where a model mixes positions in another way, or ignores the tree."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **options)).eval()
-    with caplog.at_level(logging.WARNING, logger="models.logprobs"):
+    with caplog.at_level(logging.WARNING, logger="models.probe"):
         assert not use_tree_rows(model)
-    (warning,) = [record for record in caplog.records if record.name == "models.logprobs"]
+    (warning,) = [record for record in caplog.records if record.name == "models.probe"]
     assert "padded rows" in warning.getMessage()
     generator = np.random.default_rng(0)
     rows = [
@@ -242,11 +241,11 @@ def test_the_probe_sees_a_wrong_attention(monkeypatch):
 
     right = tree_attention.by_blocks
 
-    def chained(query, key, value, pack, **options):
-        return right(query, key, value, probe._as_chains(pack), **options)
+    def chained(query, key, value, pack, scores):
+        return right(query, key, value, probe._as_chains(pack), scores)
 
-    def without_window(query, key, value, pack, window=None, **options):
-        return right(query, key, value, pack, **options)
+    def without_window(query, key, value, pack, scores):
+        return right(query, key, value, pack, scores._replace(window=None))
 
     model = tiny.tiny_model("mistral")
     for wrong in (chained, without_window):
@@ -266,6 +265,38 @@ def test_a_model_that_uses_trees_cannot_be_run_otherwise_by_mistake():
     with plain_attention(model):
         assert torch.equal(model(ids).logits, before)
     assert uses_tree_rows(model)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gpt_neox"])
+def test_activation_checkpointing_changes_nothing(family: str):
+    """Prevents a second forward pass, inside backward, that no longer knows of the tree."""
+    generator = np.random.default_rng(0)
+    rows = [TreeRow(words(generator, 9), [Branch(words(generator, n), np.ones(n, bool)) for n in (3, 6)])] * 2
+    gradients = []
+    for checkpoints in (False, True):
+        model = tiny.tiny_model(family)
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+            if hasattr(module, "attention_dropout"):
+                module.attention_dropout = 0.0
+        use_tree_rows(model)
+        if checkpoints:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        passes: list[int] = []
+        model.base_model.layers[0].mlp.register_forward_pre_hook(lambda *_, passes=passes: passes.append(1))
+        torch.cat(branch_logps(model.train(), rows)).sum().backward()
+        assert len(passes) == 1 + checkpoints
+        gradients.append(tiny.gradients(model))
+    assert tiny.relative(*gradients) < 1e-6
+
+
+def test_dropout_in_the_attention_is_refused():
+    """Prevents a dropout that is asked for and quietly not done; models are loaded with it off."""
+    model = tiny.tiny_model("mistral").train()
+    use_tree_rows(model)
+    with pytest.raises(NotImplementedError):
+        branch_logps(model, [TreeRow(np.arange(5, 9), [Branch(np.arange(9, 12), np.ones(3, bool))])])
 
 
 # Kernels for a GPU, as far as they can be tried without one ----------------------------------------------------------
