@@ -5,7 +5,7 @@ import torch
 
 from models.precision import WorkingCopy
 from tests import tiny
-from tests.trainers.test_step import LOADERS, step
+from tests.trainers.steps import LOADERS, step
 from trainers.paired import DPOTrainer
 
 

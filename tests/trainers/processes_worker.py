@@ -37,7 +37,7 @@ ROWS = {"odd": 7, "few": 2}
 
 def rows_of(loss: str, count: int) -> list:
     """The first rows of an epoch, of unequal weights."""
-    from tests.trainers.test_step import LOADERS
+    from tests.trainers.steps import LOADERS
 
     made = tiny.loader(LOADERS[loss], 6, batch_size=100)
     rows = next(made.epoch(0))[:count]

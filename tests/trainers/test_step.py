@@ -9,54 +9,15 @@ import torch
 
 from dataloaders.batches import trees
 from dataloaders.paired import PairedPreferenceDataLoader
-from dataloaders.sft import SFTDataLoader
-from dataloaders.unpaired import UnpairedPreferenceDataLoader
 from models.logprobs import ScoredSequence, cut, plain_attention, token_logps
 from models.tree_rows import Branch, TreeRow
 from tests import tiny
-from tests.trainers.couplings import (
-    RunningMeanTrainer,
-    SimpleKTOTrainer,
-    SortedTrainer,
-    TokensOfBothTrainer,
-    UndeclaredSimpleKTOTrainer,
-)
+from tests.trainers.couplings import RunningMeanTrainer
+from tests.trainers.steps import CASES, ROW_BY_ROW, WHOLE, rows_of, step
 from trainers.losses.kto import kto
 from trainers.losses.paired import dpo
-from trainers.metrics import Averages
-from trainers.paired import DPOTrainer, PairedPreferenceTrainer
-from trainers.sft import SFTTrainer
+from trainers.paired import DPOTrainer
 from trainers.unpaired import KTOTrainer
-
-LOADERS = {"sft": SFTDataLoader, "dpo": PairedPreferenceDataLoader, "kto": UnpairedPreferenceDataLoader}
-CASES = {
-    "sft": (SFTTrainer, "sft"),
-    "dpo": (DPOTrainer, "dpo"),
-    "kto": (KTOTrainer, "kto"),
-    "simple_kto": (SimpleKTOTrainer, "kto"),
-    "sorted": (SortedTrainer, "dpo"),
-    "tokens": (TokensOfBothTrainer, "dpo"),
-}
-WHOLE, ROW_BY_ROW = 10**6, 1
-
-
-def rows_of(loss: str, count: int = 5, weights: bool = False):
-    """The rows of one step, with prompts and responses of many lengths, and unequal weights when asked."""
-    made = tiny.loader(LOADERS[loss], count, batch_size=100)
-    rows = next(made.epoch(0))
-    if weights:
-        rows = [replace(row, weight=0.25 * (1 + number % 4)) for number, row in enumerate(rows)]
-    return rows
-
-
-def step(name: str, rows, budget: int = WHOLE, *, dtype=torch.float64, reference_seed: int | None = 1, **options):
-    """(gradient, metrics) of one step."""
-    kind, loss = CASES[name]
-    seed = None if name in ("sft", "sorted", "tokens") else reference_seed
-    trainer = tiny.trainer(kind, loss, reference_seed=seed, dtype=dtype, model__tokens_per_microbatch=budget, **options)
-    averages = Averages()
-    trainer._collect(trainer.computer.gradients(rows), averages)
-    return tiny.gradients(trainer.policy), averages.means()
 
 
 def named(sequences_of: str, rows, seed: int):
@@ -235,151 +196,6 @@ def test_weight_zero_has_no_gradient(name: str):
     assert metrics["loss"] == 0
     one, _ = step(name, [rows[0], *silent[1:]])
     assert one.norm() > 0
-
-
-@pytest.mark.parametrize("reference_seed", [0, 1])
-def test_an_undeclared_coupling_is_refused(reference_seed: int):
-    """Prevents a gradient that depends on micro-batches, also at the first step, where policy is reference."""
-    trainer = tiny.trainer(UndeclaredSimpleKTOTrainer, "kto", reference_seed=reference_seed)
-    with pytest.raises(ValueError, match=r"couples_examples = True"):
-        trainer.computer.gradients(rows_of("kto"))
-
-
-class MeanOverTokens(SFTTrainer):
-    """A loss of tokens that divides by how many there are."""
-
-    def loss(self, policy_target_token_logps):
-        """See the class."""
-        return -policy_target_token_logps / policy_target_token_logps.numel()
-
-
-def test_an_undeclared_coupling_of_tokens_is_refused():
-    """Prevents a loss of tokens whose result depends on micro-batches."""
-    with pytest.raises(ValueError, match=r"couples.*loss of tokens cannot"):
-        tiny.trainer(MeanOverTokens, "sft", reference_seed=None).computer.gradients(rows_of("sft"))
-
-
-def test_a_loss_that_reduces_is_refused():
-    """Prevents a mean inside a loss, which the loop would divide once more."""
-
-    class Reducing(PairedPreferenceTrainer):
-        def loss(self, policy_chosen_logps, policy_rejected_logps):
-            return (policy_rejected_logps - policy_chosen_logps).mean()
-
-    with pytest.raises(ValueError, match="Losses never reduce"):
-        tiny.trainer(Reducing, "dpo").computer.gradients(rows_of("dpo"))
-
-
-class WithoutRewards(SortedTrainer):
-    """A coupled loss that returns its losses and nothing else."""
-
-    def loss(self, policy_chosen_logps, policy_rejected_logps):
-        """See `SortedTrainer`."""
-        return super().loss(policy_chosen_logps, policy_rejected_logps)[0]
-
-
-class WithAnEstimate(SimpleKTOTrainer):
-    """A coupled loss that shows one more value."""
-
-    def loss(self, policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps):
-        """See `SimpleKTOTrainer`; the fourth value is logged as the estimate."""
-        chosen = policy_chosen_logps - reference_chosen_logps
-        four = policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps
-        return *super().loss(*four), chosen.mean()
-
-
-@pytest.mark.parametrize("kind", [WithoutRewards, WithAnEstimate])
-def test_a_coupled_loss_may_return_what_any_loss_may(kind):
-    """Prevents an error without rewards, and an estimate that is lost, where two passes are made."""
-    loss = "dpo" if kind is WithoutRewards else "kto"
-    rows = rows_of(loss)
-    trainer = tiny.trainer(kind, loss, reference_seed=None if kind is WithoutRewards else 1)
-    averages = Averages()
-    trainer._collect(trainer.computer.gradients(rows), averages)
-    metrics = averages.means()
-    assert tiny.gradients(trainer.policy).norm() > 0
-    evaluated = trainer.computer.evaluate(rows)
-    assert metrics["loss"] == pytest.approx(evaluated.output.losses.mean().item(), rel=1e-5)
-    assert ("rewards/chosen" in metrics) == ("rewards/KL_estimate" in metrics) == (kind is WithAnEstimate)
-    if kind is WithAnEstimate:
-        assert metrics["rewards/KL_estimate"] == pytest.approx(evaluated.output.extra[0].item(), rel=1e-5)
-
-
-class OddsRatio(PairedPreferenceTrainer):
-    """ORPO's odds ratio: not defined for probabilities above one."""
-
-    def loss(self, policy_chosen_logps, policy_rejected_logps):
-        """See the class."""
-        odds = [logps - torch.log1p(-torch.exp(logps)) for logps in (policy_chosen_logps, policy_rejected_logps)]
-        return -torch.nn.functional.logsigmoid(odds[0] - odds[1])
-
-
-def test_an_uncoupled_loss_of_likely_responses_is_not_called_coupled():
-    """Prevents a look at the loss where it is not defined: log-probabilities just below 0 must not become positive."""
-    trainer = tiny.trainer(OddsRatio, "dpo", reference_seed=None)
-    with torch.no_grad():
-        head = trainer.policy.get_output_embeddings()
-        head.weight *= 0
-        head.bias = torch.nn.Parameter(torch.full((tiny.VOCABULARY,), -20.0))
-        head.bias[ord("a")] = 0.0
-    rows = rows_of("dpo")
-    likely = [
-        replace(row, responses={role: tiny.response([ord("a")] * (1 + n)) for role in row.responses})
-        for n, row in enumerate(rows)
-    ]
-    values = trainer.computer.gradients(likely)
-    assert values.tensors["policy_chosen_logps"].max() > -1e-3
-    with pytest.raises(ValueError, match="couples_examples = True"):
-        tiny.trainer(UndeclaredSimpleKTOTrainer, "kto").computer.gradients(rows_of("kto"))
-
-
-@pytest.mark.parametrize(
-    ("returned", "message"),
-    [
-        (lambda one: (one, one), "a tuple of Tensor, Tensor"),
-        (lambda one: None, "NoneType"),
-        (lambda one: [one, one, one], "returned list"),
-        (lambda one: (one, one.mean(), one.mean()), "one dimension"),
-        (lambda one: one.detach(), "without a gradient"),
-        (lambda one: one > 0, "without a gradient"),
-    ],
-)
-def test_what_a_loss_may_not_return_is_said(returned, message: str):
-    """Prevents a traceback of the loop for a slip in a loss of one's own."""
-
-    class Slip(PairedPreferenceTrainer):
-        def loss(self, policy_chosen_logps, policy_rejected_logps):
-            return returned(policy_rejected_logps - policy_chosen_logps)
-
-    with pytest.raises(ValueError, match=message):
-        tiny.trainer(Slip, "dpo", reference_seed=None).computer.gradients(rows_of("dpo"))
-
-
-def test_a_coupled_loss_of_tokens_is_refused():
-    """Prevents two passes over values of which the second pass knows only the sums."""
-
-    class Coupled(SFTTrainer):
-        couples_examples = True
-
-    with pytest.raises(ValueError, match="couples examples"):
-        tiny.trainer(Coupled, "sft")
-
-
-def test_an_unknown_parameter_is_named():
-    """Prevents a misspelled parameter of a loss from being an error deep in the loop."""
-
-    class Misspelled(PairedPreferenceTrainer):
-        def loss(self, policy_choosen_logp):
-            return policy_choosen_logp
-
-    with pytest.raises(ValueError, match="policy_choosen_logp"):
-        tiny.trainer(Misspelled, "dpo")
-
-
-def test_a_reference_is_needed_only_where_it_is_named():
-    """Prevents a loss that silently runs without its reference."""
-    with pytest.raises(ValueError, match="use_reference_model"):
-        tiny.trainer(DPOTrainer, "dpo", reference_seed=None)
 
 
 def test_the_reference_is_computed_once():

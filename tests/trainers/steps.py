@@ -1,0 +1,45 @@
+"""Steps of the losses on a tiny model: the rows of one, and its gradient and metrics."""
+
+from dataclasses import replace
+
+import torch
+
+from dataloaders.paired import PairedPreferenceDataLoader
+from dataloaders.sft import SFTDataLoader
+from dataloaders.unpaired import UnpairedPreferenceDataLoader
+from tests import tiny
+from tests.trainers.couplings import SimpleKTOTrainer, SortedTrainer, TokensOfBothTrainer
+from trainers.metrics import Averages
+from trainers.paired import DPOTrainer
+from trainers.sft import SFTTrainer
+from trainers.unpaired import KTOTrainer
+
+LOADERS = {"sft": SFTDataLoader, "dpo": PairedPreferenceDataLoader, "kto": UnpairedPreferenceDataLoader}
+CASES = {
+    "sft": (SFTTrainer, "sft"),
+    "dpo": (DPOTrainer, "dpo"),
+    "kto": (KTOTrainer, "kto"),
+    "simple_kto": (SimpleKTOTrainer, "kto"),
+    "sorted": (SortedTrainer, "dpo"),
+    "tokens": (TokensOfBothTrainer, "dpo"),
+}
+WHOLE, ROW_BY_ROW = 10**6, 1
+
+
+def rows_of(loss: str, count: int = 5, weights: bool = False):
+    """The rows of one step, with prompts and responses of many lengths, and unequal weights when asked."""
+    made = tiny.loader(LOADERS[loss], count, batch_size=100)
+    rows = next(made.epoch(0))
+    if weights:
+        rows = [replace(row, weight=0.25 * (1 + number % 4)) for number, row in enumerate(rows)]
+    return rows
+
+
+def step(name: str, rows, budget: int = WHOLE, *, dtype=torch.float64, reference_seed: int | None = 1, **options):
+    """(gradient, metrics) of one step."""
+    kind, loss = CASES[name]
+    seed = None if name in ("sft", "sorted", "tokens") else reference_seed
+    trainer = tiny.trainer(kind, loss, reference_seed=seed, dtype=dtype, model__tokens_per_microbatch=budget, **options)
+    averages = Averages()
+    trainer._collect(trainer.computer.gradients(rows), averages)
+    return tiny.gradients(trainer.policy), averages.means()
