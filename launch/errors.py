@@ -1,4 +1,4 @@
-"""What a user sees of an error: one line and exit code 2 for a mistake of theirs, the traceback for one of ours."""
+"""What a user sees of an error: a line for a mistake of theirs (code 2) or a machine that fails (1), a bug whole."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @contextmanager
 def one_line_errors(script: str) -> Iterator[None]:
-    """Ends the process with code 2 and `script: message` on a ValueError, with code 1 and a traceback on another error.
+    """Ends the process with `script: message` and code 2 on a ValueError, 1 on an OSError; else with a traceback and 1.
 
-    AUREOLE_TRACEBACK=1 shows the traceback of a ValueError as well. It catches inside what Hydra runs, because Hydra
+    AUREOLE_TRACEBACK=1 shows the traceback of those two as well. It catches inside what Hydra runs, because Hydra
     would put a shortened traceback and advice of its own in the message's place.
     """
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         if os.environ.get("AUREOLE_TRACEBACK", "0") not in ("", "0"):
             traceback.print_exc()
         hint = "" if _is_ours(error) else " (AUREOLE_TRACEBACK=1 shows where)"
         print(f"{script}: {error}{hint}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, ValueError) else 1)
     except KeyboardInterrupt:
         print(f"{script}: interrupted.", file=sys.stderr)
         sys.exit(130)

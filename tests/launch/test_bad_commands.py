@@ -183,6 +183,18 @@ def test_an_error_of_ours_keeps_its_traceback(tmp_path):
     assert result.returncode == 1 and "Traceback" in result.stderr and "KeyError" in result.stderr
 
 
+def test_a_full_disk_is_one_line():
+    """Prevents a page of traceback, at 3 a.m., of which one line matters; the exit code tells it from a mistake."""
+    code = (
+        "import errno\nfrom launch.errors import one_line_errors\n"
+        "with one_line_errors('train.py'): raise OSError(errno.ENOSPC, 'No space left on device', 'run/metrics.jsonl')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (result.returncode, result.stdout) == (1, "")
+    line = "train.py: [Errno 28] No space left on device: 'run/metrics.jsonl'"
+    assert result.stderr.startswith(line) and len(result.stderr.splitlines()) == 1
+
+
 def test_a_librarys_value_error_says_how_to_see_more():
     """Prevents a bare `invalid literal` out of the depths of a library."""
     code = (
