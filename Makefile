@@ -16,7 +16,7 @@ RUN = .cache/demo
 COMPARE = $(VENV)/bin/python compare.py -f demo/demo.json -ck policy -bk reference -r demo/results.jsonl
 INSTALLED = $(VENV)/.installed
 
-.PHONY: help venv demo test test-all soak lint clean
+.PHONY: help venv demo test test-all soak bench lint clean
 .DEFAULT_GOAL := help
 
 help: ## list these targets
@@ -54,6 +54,9 @@ test-all: $(INSTALLED) ## run the slow tests too
 
 soak: $(INSTALLED) ## kill runs at random moments and see that they recover
 	$(VENV)/bin/python -m pytest -m soak
+
+bench: $(INSTALLED) ## speed and memory beside TRL: DATA=hh.jsonl.gz PEER=script PEER_PYTHON=python with trl (an hour)
+	$(VENV)/bin/python benchmarks/speed.py --data "$(DATA)" --peer "$(PEER)" --peer-python "$(PEER_PYTHON)"
 
 lint: $(INSTALLED) ## check style and formatting
 	$(VENV)/bin/ruff check .

@@ -112,6 +112,27 @@ def build_model(config: DictConfig, device: torch.device, load_from: str | None)
     return loaded.to(device)
 
 
+def build_policy(config: DictConfig, start: PreTrainedModel, reference: Reference | None) -> PreTrainedModel:
+    """The model that is trained: `start` itself, all of it or with a LoRA adapter, which the reference does without."""
+    import torch
+
+    from models import lora
+    from models.reference_cache import weights_digest
+
+    model = config.model
+    if model.activation_checkpointing:
+        start.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if model.lora.rank is None:
+        return start.requires_grad_(True)
+    targets = None if model.lora.targets is None else list(model.lora.targets)
+    adapter = lora.Adapter(model.lora.rank, model.lora.alpha, model.lora.dropout, targets)
+    base = lora.Base(model.name_or_path, model.load_from, config.seed, weights_digest(start))
+    lora.add_adapter(start, adapter, base, getattr(torch, model.policy_dtype), config.seed)
+    if reference is not None and model.reference_dtype == model.policy_dtype:
+        reference.borrow(start, lambda: lora.without_adapter(start))
+    return start
+
+
 def build_reference(config: DictConfig, device: torch.device, start: PreTrainedModel | None = None) -> Reference | None:
     """The weights that the policy started from, `load_from` included; None for a loss that uses none.
 

@@ -20,6 +20,7 @@ from dataloaders.chat_format import Conversation
 from dataloaders.examples import Example
 from dataloaders.tokenization import ExampleTokenizer
 from launch import build
+from models.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +38,7 @@ def run(config: DictConfig, run_folder: Path | None) -> Any:
     Raises:
         ValueError: for whatever is wrong with config, data or weights.
     """
+    keep_freed_memory()
     folder = run_folder or Path(config.cache_dir) / config.exp_name
     saved = find_policy(config, run_folder)
     log.info("weights: %s", saved or config.model.load_from or config.model.name_or_path)

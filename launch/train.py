@@ -14,6 +14,7 @@ from dataloaders.resolve import did_you_mean, resolve
 from launch import build, inspection
 from launch.run_folder import begin, begun, claim, finish
 from models.loading import locate
+from models.memory import keep_freed_memory
 from models.shapes import describe
 from trainers import distributed
 from trainers.basic import BasicTrainer
@@ -29,6 +30,7 @@ def run(config: DictConfig) -> dict[str, float]:
     Raises:
         ValueError: for whatever is wrong with config, data or weights; as far as possible before a model is loaded.
     """
+    keep_freed_memory()
     device = build.build_device(config.device)
     distributed.start(device)
     locate(config.model.name_or_path, config.cache_dir)
@@ -78,6 +80,11 @@ def trainer_class(config: DictConfig) -> type[BasicTrainer]:
                 f"loss.{key}={config.loss[key]} is no subclass of {base.__module__}.{base.__name__}: derive it from "
                 "that, or name another class."
             )
+    if kind.couples_examples and config.model.lora.rank is not None and config.model.lora.dropout:
+        raise ValueError(
+            f"{kind.__name__} couples examples, so each step computes log-probabilities twice, and with "
+            "model.lora.dropout they would not be the same: set it to 0."
+        )
     missing = [role for role in kind.roles if role not in loader.roles]
     if missing:
         raise ValueError(
@@ -127,14 +134,12 @@ def _trainer(
     tokenizer: object,
 ) -> BasicTrainer:
     torch.manual_seed(config.seed)
-    policy = build.build_model(config, device, config.model.load_from)
-    check_vocabulary(policy, tokenizer)
-    check_weights(policy)
-    if config.model.activation_checkpointing:
-        policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    policy.requires_grad_(True)
+    start = build.build_model(config, device, config.model.load_from)
+    check_vocabulary(start, tokenizer)
+    check_weights(start)
+    reference = build.build_reference(config, device, start)
     return kind(
-        config, tokenizer, policy, build.build_reference(config, device, policy), train_loader,
+        config, tokenizer, build.build_policy(config, start, reference), reference, train_loader,
         eval_loader.fixed_rows(config.n_eval_examples) if eval_loader is not None else (), folder,
     )  # fmt: skip
 

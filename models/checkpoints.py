@@ -65,13 +65,13 @@ def save_policy(
 ) -> None:
     """Writes policy.pt, and what is needed to use it: the model's config, its generation settings, the tokenizer.
 
-    A loss that has a state gets it back by `read_loss_state`.
+    Of a model with a LoRA adapter policy.pt holds the adapter alone. A loss that has a state gets it back by
+    `read_loss_state`.
     """
     import torch
     from safetensors.torch import save_file
 
-    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    torch.save({"step_idx": step_idx, "state": state, "metrics": metrics}, folder / "policy.pt")
+    torch.save({"step_idx": step_idx, "metrics": metrics, **_weights(model)}, folder / "policy.pt")
     model.config.save_pretrained(folder)
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
@@ -80,6 +80,14 @@ def save_policy(
         own = {name: value.detach().cpu().clone().contiguous() for name, value in loss_state.items()}
         save_file(own, folder / LOSS_STATE)
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True))
+
+
+def _weights(model: PreTrainedModel) -> dict[str, Any]:
+    from models.lora import has_adapter, saved_adapter
+
+    if has_adapter(model):
+        return saved_adapter(model)
+    return {"state": {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}}
 
 
 def write_folder(target: Path, fill: Callable[[Path], None]) -> None:

@@ -8,8 +8,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-CHUNK_BYTES = 64 * 2**20
-"""What the float32 logits of a chunk may take."""
+from models.precision import add_in_parts
+
+CHUNK_BYTES = 48 * 2**20
+"""What the logits of a chunk may take, in the compute dtype."""
+CACHE_BYTES = 2 * 2**20
+"""What of them, as float32, is looked at together on a CPU."""
 LEAST_ROWS = 16
 
 
@@ -40,75 +44,102 @@ class Head:
 
     def logps(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """log p of `targets` (N,) given hidden states (N, H): float32 (float64 of float64), in nats."""
-        rows = max(LEAST_ROWS, CHUNK_BYTES // (4 * self.weight.shape[0]))
-        return _TargetLogps.apply(hidden, self.weight, self.bias, targets, self.scale, self.softcap, rows)
+        return _TargetLogps.apply(hidden, self, self.weight, self.bias, targets)
+
+    def finish(self, products: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits in float32 at least from hidden W' + b, and the tanh of soft-capping."""
+        logits = products.to(torch.promote_types(products.dtype, torch.float32))
+        if self.scale != 1:
+            logits = logits * self.scale
+        if self.softcap is None:
+            return logits, None
+        tanh = torch.tanh(logits / self.softcap)
+        return self.softcap * tanh, tanh
+
+    def slope(
+        self, products: torch.Tensor, normalizers: torch.Tensor, slopes: torch.Tensor, targets: torch.Tensor
+    ) -> torch.Tensor:
+        """Of the log-probabilities of `targets` in hidden W' + b: (one-hot(target) - p) through scale and soft-cap."""
+        logits, tanh = self.finish(products)
+        gradient = (logits - normalizers[:, None]).exp_().mul_(-slopes[:, None])
+        gradient.scatter_add_(1, targets[:, None], slopes[:, None].to(gradient.dtype))
+        if tanh is not None:
+            gradient.mul_(1 - tanh.square())
+        return gradient.mul_(self.scale) if self.scale != 1 else gradient
 
 
 class _TargetLogps(torch.autograd.Function):
-    """Keeps the normalizers of the softmax, and computes the logits of a chunk once more in backward."""
+    """Keeps the normalizers of the softmax, and computes the logits of a chunk once more in backward.
+
+    On a CPU a chunk is one matrix product into a buffer that all chunks share, and what follows goes through it a few
+    rows at a time, which stay in the processor's cache.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
         hidden: torch.Tensor,
+        head: Head,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         targets: torch.Tensor,
-        scale: float,
-        softcap: float | None,
-        rows: int,
     ) -> torch.Tensor:
+        rows, few = _sizes(weight)
+        buffer = weight.new_empty(min(rows, len(hidden)), len(weight))
         normalizers, values = [], []
         for part, wanted in zip(hidden.split(rows), targets.split(rows), strict=True):
-            logits, _ = _logits(part, weight, bias, scale, softcap)
-            normalizers.append(logits.logsumexp(dim=-1))
-            values.append(logits.gather(1, wanted[:, None])[:, 0] - normalizers[-1])
-        ctx.settings = scale, softcap, rows
+            products = _products(part, weight, bias, buffer)
+            for some, own in zip(products.split(few), wanted.split(few), strict=True):
+                logits, _ = head.finish(some)
+                normalizers.append(logits.logsumexp(dim=-1))
+                values.append(logits.gather(1, own[:, None])[:, 0] - normalizers[-1])
+        ctx.head = head
         ctx.save_for_backward(hidden, weight, bias, targets, torch.cat(normalizers))
         return torch.cat(values)
 
     @staticmethod
     def backward(ctx: Any, slopes: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight, bias, targets, normalizers = ctx.saved_tensors
-        scale, softcap, rows = ctx.settings
-        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        rows, few = _sizes(weight)
+        wants_hidden, wants_weight, wants_bias = (ctx.needs_input_grad[place] for place in (0, 2, 3))
+        buffer = weight.new_empty(min(rows, len(hidden)), len(weight))
         to_hidden = torch.empty_like(hidden) if wants_hidden else None
-        # Summed over chunks in float32, whatever the compute dtype is.
-        to_weight = torch.zeros_like(weight, dtype=normalizers.dtype) if wants_weight else None
-        to_bias = torch.zeros_like(bias, dtype=normalizers.dtype) if wants_bias else None
+        to_weight, to_bias = None, torch.zeros_like(bias, dtype=normalizers.dtype) if wants_bias else None
         for start in range(0, len(hidden), rows):
             here = slice(start, start + rows)
-            logits, tanh = _logits(hidden[here], weight, bias, scale, softcap)
-            slope = slopes[here, None]
-            # d log p(target) / d logits = one-hot(target) - p
-            gradient = logits.sub_(normalizers[here, None]).exp_().mul_(-slope)
-            gradient.scatter_add_(1, targets[here, None], slope.to(gradient.dtype))
-            if tanh is not None:
-                gradient.mul_(1 - tanh.square())
-            gradient = gradient.mul_(scale).to(weight.dtype) if scale != 1 else gradient.to(weight.dtype)
+            gradient = _products(hidden[here], weight, bias, buffer)
+            parts = (one[here].split(few) for one in (normalizers, slopes, targets))
+            for some, normalizer, slope, own in zip(gradient.split(few), *parts, strict=True):
+                some.copy_(ctx.head.slope(some, normalizer, slope, own))
             if to_hidden is not None:
                 torch.mm(gradient, weight, out=to_hidden[here])
-            if to_weight is not None:
-                if to_weight.dtype == weight.dtype:
-                    to_weight.addmm_(gradient.t(), hidden[here])
-                else:
-                    to_weight += gradient.t() @ hidden[here]
+            if wants_weight:
+                to_weight = _plus_product(to_weight, gradient.t(), hidden[here])
             if to_bias is not None:
-                to_bias += gradient.sum(dim=0)
+                to_bias += gradient.sum(dim=0, dtype=to_bias.dtype)
         as_weight = None if to_weight is None else to_weight.to(weight.dtype)
         as_bias = None if to_bias is None else to_bias.to(bias.dtype)
-        return to_hidden, as_weight, as_bias, None, None, None, None
+        return to_hidden, None, as_weight, as_bias, None
 
 
-def _logits(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, scale: float, softcap: float | None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Logits in float32 at least, and the tanh of soft-capping."""
-    logits = torch.nn.functional.linear(hidden, weight, bias)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if scale != 1:
-        logits = logits * scale
-    if softcap is None:
-        return logits, None
-    tanh = torch.tanh(logits / softcap)
-    return softcap * tanh, tanh
+def _plus_product(total: torch.Tensor | None, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """total + left @ right; a sum of several products is float32 at least, whatever the compute dtype is."""
+    if total is None:
+        return left @ right
+    if left.dtype == torch.promote_types(left.dtype, torch.float32):
+        return total.addmm_(left, right)
+    return add_in_parts(total.float() if total.dtype == left.dtype else total, left @ right)
+
+
+def _sizes(weight: torch.Tensor) -> tuple[int, int]:
+    """Rows of a chunk, and how many of them are looked at together."""
+    rows = max(LEAST_ROWS, CHUNK_BYTES // (weight.element_size() * weight.shape[0]))
+    return rows, rows if weight.is_cuda else max(1, CACHE_BYTES // (4 * weight.shape[0]))
+
+
+def _products(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, buffer: torch.Tensor
+) -> torch.Tensor:
+    """hidden W' + b, in the buffer."""
+    out = buffer[: len(hidden)]
+    return torch.mm(hidden, weight.t(), out=out) if bias is None else torch.addmm(bias, hidden, weight.t(), out=out)

@@ -7,6 +7,22 @@ from contextlib import contextmanager
 
 import torch
 
+_PART = 2**20  # numbers
+
+
+def cast_weights(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Casts a model's weights in place, and no buffer: frequencies of rotary positions must stay in float32."""
+    for weight in model.parameters():
+        weight.data = weight.data.to(dtype)
+
+
+def add_in_parts(total: torch.Tensor, summand: torch.Tensor) -> torch.Tensor:
+    """total += summand of a lower precision, a few MiB at a time: torch would make a whole copy of it first."""
+    flat, parts = total.view(-1), summand.reshape(-1).split(_PART)
+    for own, part in zip(flat.split(_PART), parts, strict=True):
+        own.add_(part)
+    return total
+
 
 class WorkingCopy:
     """Low-precision parameters that stand in a model's place while it computes.
@@ -20,13 +36,15 @@ class WorkingCopy:
     """
 
     def __init__(self, model: torch.nn.Module, dtype: torch.dtype):
-        self._weights: list[torch.nn.Parameter] = list(model.parameters())  # tied ones once
+        # Tied ones once. Frozen weights of an adapter's base have the dtype already.
+        self._weights: list[torch.nn.Parameter] = [w for w in model.parameters() if w.dtype != dtype]
         self._copies = [torch.nn.Parameter(w.detach().to(dtype), requires_grad=w.requires_grad) for w in self._weights]
         copy_of = {id(weight): copy for weight, copy in zip(self._weights, self._copies, strict=True)}
         self._slots = [
             (module, name, weight, copy_of[id(weight)])
             for module in model.modules()
             for name, weight in module.named_parameters(recurse=False, remove_duplicate=False)
+            if id(weight) in copy_of
         ]
         for weight, copy in zip(self._weights, self._copies, strict=True):
             if copy.requires_grad:
@@ -50,7 +68,7 @@ def _adder(weight: torch.nn.Parameter) -> Callable[[torch.Tensor], None]:
         if weight.grad is None:
             weight.grad = copy.grad.to(weight.dtype)
         else:
-            weight.grad.add_(copy.grad)
+            add_in_parts(weight.grad, copy.grad)
         copy.grad = None
 
     return add

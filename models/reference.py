@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from transformers import PreTrainedModel
 
 from models.logprobs import branch_logps, cut
+from models.precision import cast_weights
 from models.probe import use_tree_rows
 from models.reference_cache import ReferenceCache
 from models.tree_rows import Branch, TreeRow
@@ -31,9 +33,15 @@ class Reference:
         cache: ReferenceCache | None = None,
     ):
         self._load = load
+        self._within: Callable[[], AbstractContextManager[None]] = nullcontext
         self._model: PreTrainedModel | None = None
         self._dtype = dtype
         self.cache = ReferenceCache() if cache is None else cache
+
+    def borrow(self, model: PreTrainedModel, within: Callable[[], AbstractContextManager[None]]) -> None:
+        """Uses a model that is there already: inside `within()` it computes what the reference does."""
+        self._model, self._within = model, within
+        use_tree_rows(model)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -41,7 +49,7 @@ class Reference:
         if self._model is None:
             self._model = self._load().requires_grad_(False).eval()
             if self._dtype == torch.bfloat16:
-                self._model.to(self._dtype)
+                cast_weights(self._model, self._dtype)
             use_tree_rows(self._model)
         return self._model
 
@@ -58,11 +66,12 @@ class Reference:
         keys = [[key_of(row, branch) for branch in row.branches] for row in rows]
         flat = [key for some in keys for key in some]
         if not self.cache.has(flat):
-            start = time.perf_counter()
-            for group in cut(self.model, rows, budget):
-                parts = branch_logps(self.model, [rows[index] for index in group])
-                names = [key for index in group for key in keys[index]]
-                self.cache.add({key: part.cpu() for key, part in zip(names, parts, strict=True)})
+            start, model = time.perf_counter(), self.model
+            with self._within():
+                for group in cut(model, rows, budget):
+                    parts = branch_logps(model, [rows[index] for index in group])
+                    names = [key for index in group for key in keys[index]]
+                    self.cache.add({key: part.cpu() for key, part in zip(names, parts, strict=True)})
             self.cache.commit(time.perf_counter() - start)
         else:
             self.cache.count_hits(flat)

@@ -31,6 +31,7 @@ _ENGINE = tuple(
         "head",
         "probe",
         "precision",
+        "lora",
         "reference",
         "reference_cache",
         "generation/hf",

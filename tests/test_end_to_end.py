@@ -12,9 +12,12 @@ from launch.compose import compose
 from launch.evaluate import run as evaluate
 from launch.saved_config import compose_for_eval
 from launch.train import run as train
+from models.loading import load_model
+from tests import tiny
 from trainers.paired import DPOTrainer
 
 SMALL = ["model=tiny", "n_examples=8", "n_eval_examples=6", "model.batch_size=4", "lr=1e-3"]
+SHAPE = dict(tiny.config("sft").model.shape)
 
 
 def trained(folder: Path, *overrides: str) -> Path:
@@ -84,6 +87,40 @@ def test_training_goes_on_from_another_run(tmp_path):
     assert start[0]["rewards_eval/margins"] == start[1]["rewards_eval/margins"] == 0
     assert start[0]["logps_eval/chosen"] > start[1]["logps_eval/chosen"] + 1
     assert first  # weights there were
+
+
+def test_an_adapter_goes_on_from_an_adapter(tmp_path):
+    """Prevents a LoRA run that starts from, or is judged against, anything but the merged model of the one before."""
+    lora = ["model.lora.rank=4", "lr=1e-2"]
+    first = trained(tmp_path, "loss=sft", "exp_name=first", *lora)
+    second = trained(tmp_path, "loss=kto", "exp_name=second", "model.load_from=first/LATEST/policy.pt", *lora)
+    sft, kto = ([json.loads(line) for line in (run / "metrics.jsonl").open()] for run in (first, second))
+    assert kto[0]["loss/eval"] == 0.5 and kto[0]["rewards_eval/chosen"] == 0, "policy and reference are the same"
+    assert kto[-1]["rewards_eval/chosen"] != 0
+    assert sft[-1]["loss/eval"] < sft[0]["loss/eval"] - 0.1
+    assert kto[0]["logps_eval/chosen"] > trained_not_at_all(tmp_path)["logps_eval/chosen"] + 1
+    contents = [torch.load(run / "LATEST" / "policy.pt", weights_only=True) for run in (first, second)]
+    assert all(len(one["state"]) == 2 * 7 * 2 for one in contents)
+    assert contents[1]["adapter"]["base"]["load_from"] == "first/LATEST/policy.pt"
+    found = evaluated(second, "++mode=eval")
+    assert found["loss/eval"] == pytest.approx(kto[-1]["loss/eval"], abs=1e-5)
+    exported = load_model(str(evaluated(second, "++mode=export")))
+    merged = load_model("random", shape=SHAPE, load_from="second/LATEST", cache_dir=tmp_path)
+    assert all(torch.equal(value, exported.state_dict()[name]) for name, value in merged.state_dict().items())
+
+
+def trained_not_at_all(folder: Path) -> dict[str, float]:
+    config, where = compose_for_eval([*SMALL, "loss=kto", f"cache_dir={folder}", "++mode=eval"])
+    return evaluate(config, where)
+
+
+def test_dropout_where_a_loss_computes_twice_is_refused(tmp_path):
+    """Prevents the gradient of another loss: the second pass would drop other units than the first."""
+    with pytest.raises(ValueError, match=r"model.lora.dropout .* set it to 0"):
+        trained(
+            tmp_path, "loss=kto", "loss.trainer=tests.trainers.couplings.SimpleKTOTrainer", "model.lora.rank=2",
+            "model.lora.dropout=0.1",
+        )  # fmt: skip
 
 
 def test_the_evaluation_names_its_weights(tmp_path):

@@ -150,12 +150,13 @@ def trainer(
 ) -> BasicTrainer:
     """A trainer on a tiny policy, whose reference has other weights (or, with `reference_seed` None, there is none).
 
-    What BasicTrainer takes goes through by name; other options change the config (see `config`).
+    What BasicTrainer takes (another reference among it) goes through by name; other options change the config (see
+    `config`).
     """
     known = ("train_loader", "eval_rows", "folder", "metrics_log")
     passed = {name: options.pop(name) for name in known if name in options}
-    reference = None
-    if reference_seed is not None:
+    reference = options.pop("reference", None)
+    if reference is None and reference_seed is not None:
         reference = Reference(lambda: tiny_model(family, reference_seed, dtype))
     policy = policy if policy is not None else tiny_model(family, dtype=dtype)
     return kind(config(loss, **options), byte_tokenizer(), policy, reference, **passed)

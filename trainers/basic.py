@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dataloaders.base import DataLoader
 from dataloaders.batches import Pair, Row
 from models.checkpoints import save_policy, write_folder
+from models.lora import adapter_weights, has_adapter
 from models.reference import Reference
 from trainers import distributed
 from trainers.metrics import Averages, Clock, MetricsLog, peak_memory_gb
@@ -304,7 +305,8 @@ class BasicTrainer:
         folders = 1 + (self.config.keep_best is not None)
         if self.config.intermediate_checkpoints:
             folders += examples // self.config.eval_every + 1
-        needed = folders * sum(weight.numel() * weight.element_size() for weight in self.policy.parameters())
+        saved = adapter_weights(self.policy).values() if has_adapter(self.policy) else self.policy.parameters()
+        needed = folders * sum(weight.numel() * weight.element_size() for weight in saved)
         self.folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder).free
         if free < needed:

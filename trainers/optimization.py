@@ -26,7 +26,7 @@ def make_optimizer(
     kind = getattr(torch.optim, name, None)
     if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
         raise ValueError(f"optimizer={name} is not a class of torch.optim (AdamW, Adam, RMSprop, SGD, ...).")
-    settings = {"lr": lr, "betas": (beta1, beta2), "eps": eps}
+    settings = {"lr": lr, "betas": (beta1, beta2), "eps": eps, "fused": True}  # one pass over memory, no temporaries
     known = inspect.signature(kind).parameters
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
     groups = [

@@ -147,7 +147,8 @@ def test_the_head_in_chunks_is_log_softmax(bias: bool, scale: float, softcap: fl
     leaves = [tensor.requires_grad_() for tensor in (hidden, weight, offset)]
     targets, slopes = torch.randint(11, (7,)), torch.randn(7, dtype=torch.float64)
     monkeypatch.setattr("models.head.LEAST_ROWS", 1)
-    monkeypatch.setattr("models.head.CHUNK_BYTES", 4 * 11 * chunk)
+    monkeypatch.setattr("models.head.CHUNK_BYTES", 8 * 11 * chunk)
+    monkeypatch.setattr("models.head.CACHE_BYTES", 4 * 11 * 2)  # two rows
     logits = hidden @ weight.T * scale + (offset * scale if bias else 0)
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
@@ -159,6 +160,25 @@ def test_the_head_in_chunks_is_log_softmax(bias: bool, scale: float, softcap: fl
         torch.autograd.grad(values, used, slopes), torch.autograd.grad(expected, used, slopes), strict=True
     ):
         assert torch.allclose(one, other)
+
+
+def test_the_head_in_bfloat16_sums_in_float32(monkeypatch):
+    """Prevents normalizers or a gradient's sum over chunks in bfloat16: each is off by no more than one rounding."""
+    torch.manual_seed(0)
+    hidden, weight = (torch.randn(size).bfloat16().requires_grad_() for size in ((300, 16), (40, 16)))
+    targets = torch.randint(40, (300,))
+    monkeypatch.setattr("models.head.LEAST_ROWS", 1)
+    monkeypatch.setattr("models.head.CHUNK_BYTES", 2 * 40 * 2)  # two rows, so 150 summands
+    values = Head(weight).logps(hidden, targets)
+    assert values.dtype == torch.float32
+    products = (hidden @ weight.T).float()
+    assert torch.allclose(values, torch.log_softmax(products, -1).gather(1, targets[:, None])[:, 0], atol=1e-5)
+    to_weight = torch.autograd.grad(values.sum(), weight)[0]
+    one_hot = torch.nn.functional.one_hot(targets, 40)
+    slopes = (one_hot - products.softmax(-1)).bfloat16().double()
+    wanted = slopes.T @ hidden.double()
+    assert to_weight.dtype == torch.bfloat16
+    assert tiny.relative(wanted, to_weight.double()) < 4e-3
 
 
 def test_no_logits_outlive_their_chunk(monkeypatch):

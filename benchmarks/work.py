@@ -1,0 +1,240 @@
+"""The work that is measured: HH pairs or made-up rows, trained on by DPO or KTO, and what it costs on paper.
+
+`python benchmarks/work.py --help`: one measurement in a process of its own; its last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from models.memory import keep_freed_memory  # noqa: E402 (after the path to this repository is known)
+
+keep_freed_memory()
+
+import torch  # noqa: E402
+from omegaconf import DictConfig, OmegaConf  # noqa: E402
+
+from dataloaders.base import DataLoader, Source  # noqa: E402
+from dataloaders.batches import Row, trees  # noqa: E402
+from dataloaders.chat_format import MARKERS, chat_format  # noqa: E402
+from dataloaders.datasets import load_dataset  # noqa: E402
+from dataloaders.examples import Example  # noqa: E402
+from dataloaders.paired import PairedPreferenceDataLoader  # noqa: E402
+from dataloaders.tokenization import ExampleTokenizer, Response  # noqa: E402
+from dataloaders.unpaired import UnpairedPreferenceDataLoader  # noqa: E402
+from launch.compose import compose  # noqa: E402
+from models.loading import load_model, load_tokenizer  # noqa: E402
+from models.reference import Reference  # noqa: E402
+from models.reference_cache import ReferenceCache, folder_for, weights_digest  # noqa: E402
+from models.tree_rows import Pack  # noqa: E402
+from trainers.basic import BasicTrainer  # noqa: E402
+from trainers.metrics import Averages, peak_memory_gb  # noqa: E402
+from trainers.paired import DPOTrainer  # noqa: E402
+from trainers.unpaired import KTOTrainer  # noqa: E402
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+TRAINERS: dict[str, type[BasicTrainer]] = {"dpo": DPOTrainer, "kto": KTOTrainer}
+# The raw text of the file: our data set strips the space after a colon, so it is part of these strings.
+STRINGS = ("\n\nHuman: ", "", "\n\nAssistant: ", "")
+
+
+class InFileOrder(UnpairedPreferenceDataLoader):
+    """TRL's order and pairing: chosen and rejected in turn, mismatched with the row before in the batch."""
+
+    def arrange(self, indices: np.ndarray) -> list[np.ndarray]:
+        """Steps in file order, whatever their classes."""
+        return DataLoader.arrange(self, indices)
+
+    def finish(self, order: np.ndarray, start: int, stop: int) -> list[Row]:
+        """Rotates the responses of a step by one."""
+        rows = [self.data[index] for index in order[start:stop]]
+        return [
+            replace(row, responses={**row.responses, "KL": rows[place - 1].responses["target"]})
+            for place, row in enumerate(rows)
+        ]
+
+
+def hh_steps(options: argparse.Namespace, tokenizer: Any) -> list[list[Row]]:
+    """The first pairs of a file of HH rows in file order, as optimizer steps of `options.step` pairs."""
+    tokenize = ExampleTokenizer(tokenizer, chat_format(tokenizer, *STRINGS), 1024, 512)
+    dataset = load_dataset("hh", "train", "get_hh", MARKERS, {"path": options.data, "test_path": options.data})
+    per_pair = {"dpo": 1, "kto": 2}[options.method]
+    kind = {"dpo": PairedPreferenceDataLoader, "kto": InFileOrder}[options.method]
+    loader = kind(
+        [Source(dataset)], tokenize, batch_size=options.step * per_pair, n_examples=options.pairs * per_pair,
+        shuffle=False,
+    )  # fmt: skip
+    return list(loader)
+
+
+def made_up_steps(options: argparse.Namespace, vocabulary: int) -> list[list[Row]]:
+    """DPO steps of random tokens: `options.pairs` prompts in all, each with `options.responses` responses."""
+    generator = np.random.default_rng(0)
+
+    def ids(count: int) -> np.ndarray:
+        return generator.integers(5, vocabulary, size=count).astype(np.int32)
+
+    def response() -> Response:
+        return Response(ids(options.response_length), np.ones(options.response_length, dtype=bool))
+
+    rows = []
+    for number in range(options.pairs):
+        prompt = ids(options.prompt_length)
+        for _ in range(options.responses // 2):
+            both = {"chosen": response(), "rejected": response()}
+            rows.append(Row(prompt, both, Example(str(number), dataset_name="made-up"), 1.0))
+    size = options.step * options.responses // 2
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def make_trainer(options: argparse.Namespace, model: str, tokenizer: Any, device: torch.device) -> BasicTrainer:
+    """A trainer with TRL's settings: AdamW, no warm-up, no weight decay, clipped at 1."""
+    config: DictConfig = compose([f"loss={options.method}", f"model={options.model}"])
+    dtype = DTYPES[options.dtype]
+    settings = {
+        "lr": options.lr, "warmup": 0.0, "weight_decay": 0.0, "model.policy_dtype": dtype,
+        "model.reference_dtype": dtype, "model.tokens_per_microbatch": options.tokens_per_microbatch,
+    }  # fmt: skip
+    for key, value in settings.items():
+        OmegaConf.update(config, key, value)
+    shape = OmegaConf.to_container(config.model.shape, resolve=True)
+
+    def load() -> Any:
+        return load_model(model, shape=shape).to(device)
+
+    policy = load().requires_grad_(True)
+    if options.checkpointing:
+        policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    cache, digest = None, weights_digest(policy)  # which also reads the weights, so that they are in memory
+    if options.cache:
+        cache = ReferenceCache(folder_for(options.cache, digest, getattr(torch, dtype), device))
+    reference = Reference(load, getattr(torch, dtype), cache)
+    if cache is None or not len(cache):
+        weights_digest(reference.model)
+    return TRAINERS[options.method](config, tokenizer, policy, reference, None, (), None, None)
+
+
+# What a step costs on paper ------------------------------------------------------------------------------------------
+
+
+def flops(trainer: BasicTrainer, rows: Sequence[Row], cached: bool) -> float:
+    """Floating-point operations that a step needs: 2 for each weight and token forward, 4 backward, and attention.
+
+    Prompts are counted once, the head at scored positions; nothing that is computed a second time is counted.
+    """
+    computer = trainer.computer
+    policy_still, reference_still = (
+        [role for which, role in computer._still if which == model] for model in ("policy", "reference")
+    )
+    passes = [(computer.trained_roles, 6), (policy_still, 2)] + ([] if cached else [(reference_still, 2)])
+    return sum(factor * _forward(trainer, rows, roles) for roles, factor in passes if roles)
+
+
+def _forward(trainer: BasicTrainer, rows: Sequence[Row], roles: Sequence[str]) -> float:
+    """Multiplications of one forward pass."""
+    policy = trainer.policy
+    config = policy.config.get_text_config()
+    head = policy.get_output_embeddings().weight.numel()
+    trunk = sum(
+        weight.numel()
+        for name, weight in policy.named_parameters()
+        if weight.ndim >= 2 and "embed" not in name and "lm_head" not in name
+    )
+    made, _ = trees(rows, roles, trainer.computer.budget)
+    pack = Pack.of(made)
+    queries = [stretch.stop - stretch.start for stretch in pack.stretches]
+    seen = sum(
+        n * (n + 1) / 2 + n * (stretch.prompt[1] - stretch.prompt[0])
+        for n, stretch in zip(queries, pack.stretches, strict=True)
+    )
+    heads = config.num_attention_heads
+    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+    return trunk * len(pack) + head * len(pack.targets) + 2 * width * config.num_hidden_layers * seen
+
+
+def matmul_rate(dtype: torch.dtype, device: torch.device, size: int = 2048) -> float:
+    """Floating-point operations a second of square matrix products, the median of seven."""
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    seconds = []
+    for _ in range(8):
+        start = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / statistics.median(seconds[1:])
+
+
+# One measurement -----------------------------------------------------------------------------------------------------
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Trains over all steps; returns seconds, losses, tokens, memory and rates."""
+    torch.manual_seed(0)
+    device = torch.device(options.device)
+    name = compose([f"model={options.model}"]).model.name_or_path
+    tokenizer = load_tokenizer(name)
+    steps = hh_steps(options, tokenizer) if options.data else made_up_steps(options, len(tokenizer))
+    trainer = make_trainer(options, name, tokenizer, device)
+    optimizer, _ = trainer._optimization(len(steps))
+    cached = options.cache is not None and len(trainer.computer.reference.cache) > 0
+    dtype = getattr(torch, DTYPES[options.dtype])
+    rates = [matmul_rate(dtype, device)]
+    before = peak_memory_gb(device)
+    seconds, losses, norms = [], [], []
+    for rows in steps:
+        averages = Averages()
+        start = time.perf_counter()
+        norms.append(trainer._step(optimizer, rows, averages))
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+        losses.append(averages.means()["loss"])
+    peak = peak_memory_gb(device)
+    rates.append(matmul_rate(dtype, device))
+    tokens = [trainer._tokens(rows) for rows in steps]
+    work = [flops(trainer, rows, cached) for rows in steps]
+    return {
+        "tokens": sum(tokens), "seconds": sum(seconds), "steps": seconds, "tokens_of_steps": tokens, "losses": losses,
+        "rss_before_mb": before * 1024, "rss_peak_mb": peak * 1024, "cached": cached,
+        "gigaflops": [one / 1e9 for one in work],
+        "matmul_gflops_per_second": [round(rate / 1e9, 1) for rate in rates],
+        **trainer.computer.token_shares(),
+    }  # fmt: skip
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of one measurement."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--method", choices=["dpo", "kto"], default="dpo")
+    made.add_argument("--dtype", choices=list(DTYPES), default="fp32")
+    made.add_argument("--model", default="smollm2-135m", help="a file in config/model")
+    made.add_argument("--device", default="cpu")
+    made.add_argument("--data", help="a file of HH rows; without it the rows are made up")
+    made.add_argument("--pairs", type=int, default=32, help="pairs in all (made-up rows: prompts)")
+    made.add_argument("--step", type=int, default=4, help="of them in an optimizer step")
+    made.add_argument("--prompt-length", type=int, default=128)
+    made.add_argument("--response-length", type=int, default=128)
+    made.add_argument("--responses", type=int, default=2, help="to each made-up prompt")
+    made.add_argument("--lr", type=float, default=1e-6)
+    made.add_argument("--tokens-per-microbatch", type=int, default=1024)
+    made.add_argument("--checkpointing", action="store_true")
+    made.add_argument("--cache", help="folder of reference values, for runs to share")
+    return made
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(parser().parse_args())))

@@ -1,0 +1,77 @@
+"""What the benchmarks count and say, on a tiny model: figures are only worth what these are."""
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks.speed import largest_difference, table
+from benchmarks.work import flops, measure, parser
+from tests import tiny
+from tests.readme import ROOT
+from trainers.paired import DPOTrainer
+from trainers.unpaired import KTOTrainer
+
+SMALL = ["--model", "tiny", "--pairs", "4", "--step", "2", "--prompt-length", "7", "--response-length", "5"]
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_flops_by_hand(method: str):
+    """Prevents a rate that flatters: each weight and token once, a prompt once, the head on scored tokens alone."""
+    prompt, one, other = range(10, 17), range(20, 24), range(30, 36)
+    roles = {"chosen": one, "rejected": other} if method == "dpo" else {"target": one, "KL": other}
+    row = tiny.row(prompt, desirable=True, **roles)
+    trainer = tiny.trainer({"dpo": DPOTrainer, "kto": KTOTrainer}[method], method)
+    hidden, inner, layers, heads, size, vocabulary = 16, 24, 2, 2, 8, tiny.VOCABULARY
+    trunk = layers * (2 * hidden * heads * size + 2 * hidden * size + 3 * hidden * inner)
+
+    def forward(*responses: int) -> float:
+        tokens = 7 + sum(responses)
+        first, *rest = responses
+        seen = (7 + first) * (8 + first) / 2 + sum(n * (n + 1) / 2 + n * 7 for n in rest)
+        return trunk * tokens + hidden * vocabulary * sum(responses) + 2 * layers * heads * size * seen
+
+    both = forward(4, 6)
+    wanted = 6 * both + 2 * both if method == "dpo" else 6 * forward(4) + 2 * forward(6) + 2 * both
+    assert flops(trainer, [row], cached=False) == wanted
+    assert flops(trainer, [row], cached=True) == wanted - 2 * both
+
+
+def test_a_measurement_counts_what_was_done(tmp_path):
+    """Prevents tokens that were not trained on, and a cached run that computes the reference after all."""
+    options = parser().parse_args([*SMALL, "--cache", str(tmp_path), "--responses", "4"])
+    first, second = measure(options), measure(options)
+    assert first["tokens"] == second["tokens"] == 4 * 4 * (7 + 5)
+    assert (first["cached"], second["cached"]) == (False, True)
+    assert first["losses"] == second["losses"] and first["losses"][0] == pytest.approx(math.log(2))
+    assert len(first["steps"]) == 2 and sum(first["steps"]) == first["seconds"]
+    assert first["gigaflops"] > second["gigaflops"]
+    assert first["tokens/unique_share"] == pytest.approx((7 + 4 * 5) / (4 * 12))
+
+
+def test_a_measurement_is_a_process_that_prints_json():
+    """Prevents an output that `make bench` cannot read."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "work.py"), *SMALL, "--dtype", "bf16", "--method", "dpo"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert np.isfinite(result["losses"]).all() and min(result["matmul_gflops_per_second"]) > 0
+
+
+def test_the_table_is_to_the_peers_best():
+    """Prevents a ratio to the peer's worse setting."""
+    common = {"method": "kto", "dtype": "fp32", "cached": False, "spread": [1, 1]}
+    records = [
+        common | {"implementation": "trl", "setting": "batch 4", "tokens_per_second": 10.0, "added_mb": 3000,
+                  "losses": [0.5, 0.4]},
+        common | {"implementation": "trl", "setting": "batch 1 x accumulation 4", "tokens_per_second": 20.0,
+                  "added_mb": 2000, "losses": [0.5, 0.9]},
+        common | {"implementation": "aureole", "setting": "packs", "tokens_per_second": 50.0, "added_mb": 1000,
+                  "losses": [0.5, 0.41], "gflops_per_second_of_the_median_step": 80.0,
+                  "matmul_gflops_per_second": [90.0, 110.0]},
+    ]  # fmt: skip
+    last = table(records).splitlines()[-1]
+    assert "| 50 (1-1) | 2.50 | 1.0 | 0.50 | 0.80 |" in last
+    assert largest_difference(records) == pytest.approx(0.01)
