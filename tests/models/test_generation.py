@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
-from models.generation.hf import HFGenerator
+from models.generation.hf import HFGenerator, Nucleus
 from tests import tiny
 
 PROMPTS = [np.arange(5, 5 + length, dtype=np.int32) for length in (7, 1, 12, 3, 9)]
@@ -32,6 +33,20 @@ def test_greedy_in_a_left_padded_batch_is_greedy_alone(family: str):
     for prompt, completion in zip(PROMPTS, completions, strict=True):
         assert completion.ids.tolist() == plain_greedy(model, prompt, 8)
         assert completion.finish_reason == "length"
+
+
+@pytest.mark.parametrize("top_p", [0.05, 0.6, 0.95, 1.0])
+@pytest.mark.parametrize("sharpness", [0.01, 1.0, 5.0])
+def test_the_nucleus_is_that_of_transformers(top_p: float, sharpness: float):
+    """Prevents tokens that are lost where the likeliest few do not hold the nucleus, and a temperature after top-p."""
+    torch.manual_seed(0)
+    scores = sharpness * torch.randn(6, 9000, dtype=torch.float64)
+    expected = TemperatureLogitsWarper(0.7)(None, scores)
+    if top_p < 1:
+        expected = TopPLogitsWarper(top_p)(None, expected)
+    found = Nucleus(0.7, top_p)(None, scores)
+    assert torch.equal(found, expected)
+    assert torch.isfinite(found).any(dim=-1).all()
 
 
 def test_the_seed_decides_and_nothing_else_does():
