@@ -8,8 +8,8 @@ PYTHON ?= python3
 VENV ?= .venv
 
 DEMO_MODEL ?= smollm2-135m
-DEMO_TRAIN ?= model.batch_size=16 lr=1e-5 scheduler=linear warmup_steps=2 n_examples=192 n_eval_examples=64 eval_every=96
-DEMO_SAMPLE ?= ++max_new_tokens=64 ++temperature=0.7 ++model.eval_batch_size=133
+DEMO_TRAIN ?= model.policy_dtype=auto model.reference_dtype=auto model.batch_size=16 lr=1e-5 scheduler=linear warmup_steps=2 n_examples=192 n_eval_examples=64 eval_every=96
+DEMO_SAMPLE ?= ++max_new_tokens=64 ++temperature=0 ++model.eval_batch_size=133
 DEMO_ABOUT = The data teaches one thing: to answer an everyday question in a short, direct sentence instead of rambling around it.
 
 RUN = .cache/demo

@@ -41,6 +41,15 @@ def build_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def settle_dtypes(config: DictConfig, device: torch.device) -> None:
+    """Writes into the config what `auto` is on this machine, so that a run's saved config says what was done."""
+    from models.precision import fastest_dtype
+
+    for key in ("policy_dtype", "reference_dtype"):
+        if config.model[key] == "auto":
+            config.model[key] = str(fastest_dtype(device)).removeprefix("torch.")
+
+
 def build_tokenizer(config: DictConfig, saved_policy: str | None = None) -> PreTrainedTokenizerBase:
     """The model's tokenizer, or the one that a checkpoint's folder carries."""
     from models.loading import load_tokenizer

@@ -61,8 +61,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer": ("AdamW", "Adam", "RMSprop", "SGD"),
     "scheduler": ("constant", "linear", "cosine"),
     "split": ("test", "train"),
-    "model.policy_dtype": ("float32", "bfloat16"),
-    "model.reference_dtype": ("float32", "bfloat16"),
+    "model.policy_dtype": ("float32", "bfloat16", "auto"),
+    "model.reference_dtype": ("float32", "bfloat16", "auto"),
     "datasets.*.score_pairs": ("best_worst", "all"),
 }
 
@@ -96,7 +96,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "minimum_log_interval_secs": (_at_least_zero, "at least 0"),
     "n_samples": (_at_least_one, "at least 1, or null for all"),
     "top_p": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
-    "temperature": (_above_zero, "above 0"),
+    "temperature": (_at_least_zero, "at least 0 (0: always the likeliest token)"),
     "max_new_tokens": (_at_least_one, "at least 1"),
     "model.max_grad_norm": (_above_zero, "above 0, or null not to clip"),
     "model.lora.rank": (_at_least_one, "at least 1, or null to train all weights"),

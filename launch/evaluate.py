@@ -266,6 +266,7 @@ def evaluate(config: DictConfig, folder: Path, saved: str | None) -> dict[str, f
 
     kind = trainer_class(config)
     device: torch.device = build.build_device(config.device)
+    build.settle_dtypes(config, device)
     distributed.start(device)
     tokenizer: PreTrainedTokenizerBase = build.build_tokenizer(config, saved)
     loader = build.build_loader(config, build.build_example_tokenizer(config, tokenizer), config.split)

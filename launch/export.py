@@ -33,7 +33,9 @@ def export(config: DictConfig, folder: Path, saved: str | None) -> Path:
     settings = model.generation_config
     settings.eos_token_id = sorted(stop_ids(model, example_tokenizer))
     settings.pad_token_id = tokenizer.pad_token_id
-    settings.do_sample, settings.temperature, settings.top_p = True, float(config.temperature), float(config.top_p)
+    settings.do_sample = config.temperature > 0
+    if settings.do_sample:
+        settings.temperature, settings.top_p = float(config.temperature), float(config.top_p)
 
     def fill(temporary: Path) -> None:
         model.save_pretrained(temporary)

@@ -32,6 +32,7 @@ def run(config: DictConfig) -> dict[str, float]:
     """
     keep_freed_memory()
     device = build.build_device(config.device)
+    build.settle_dtypes(config, device)
     distributed.start(device)
     locate(config.model.name_or_path, config.cache_dir)
     if config.model.load_from is not None:

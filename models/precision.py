@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
 _PART = 2**20  # numbers
+_NATIVE = re.compile(r"^(?:flags|Features)\s*:.*\b(?:avx512_bf16|amx_bf16|bf16)\b", re.MULTILINE)
+
+
+def fastest_dtype(device: torch.device, cpu_info: Path = Path("/proc/cpuinfo")) -> torch.dtype:
+    """bfloat16 where a device has instructions for it (AVX512-BF16, AMX, Armv8.6, a GPU since Ampere), else float32.
+
+    A processor without them computes bfloat16 more slowly than float32. Where it cannot be asked it is float32.
+    """
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        known = device.type == "cpu" and cpu_info.exists()
+        native = known and _NATIVE.search(cpu_info.read_text(encoding="utf-8", errors="replace")) is not None
+    return torch.bfloat16 if native else torch.float32
 
 
 def cast_weights(model: torch.nn.Module, dtype: torch.dtype) -> None:

@@ -203,7 +203,9 @@ def _notes(headline: Headline, samples: Samples) -> list[str]:
             "them, as a difference of log-probabilities."
         )
         temperature, top_p = (setting(samples.config, key, 1.0) for key in ("temperature", "top_p"))
-        if (temperature, top_p) != (1.0, 1.0):
+        if temperature == 0:
+            note += " They are its likeliest responses, token by token, not samples; for samples it would be another."
+        elif (temperature, top_p) != (1.0, 1.0):
             note += (
                 f" They were sampled at temperature {temperature} and top-p {top_p}, which favours likely responses."
             )

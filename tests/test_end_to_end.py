@@ -173,6 +173,19 @@ def test_an_export_of_a_model_without_a_template_has_the_strings_of_its_training
     assert rendered == '<s><<H>> Hi <<A>> "Ho<<H>> ? <<A>> "'
 
 
+def test_temperature_zero_is_greedy_in_samples_and_exports(tmp_path):
+    """Prevents a division by zero, samples that depend on the seed, and an export that samples after all."""
+    from transformers import GenerationConfig
+
+    run = trained(tmp_path, "loss=sft")
+    greedy = ["++temperature=0", "++n_samples=null", "++max_new_tokens=6"]
+    paths = [evaluated(run, *greedy, f"++seed={n}", f"++samples_dir={tmp_path / str(n)}") for n in (1, 2)]
+    first, again = (json.loads(path.read_text())["samples"] for path in paths)
+    assert first == again and any(sample["policy"] for sample in first)
+    settings = GenerationConfig.from_pretrained(evaluated(run, "++mode=export", "++temperature=0"))
+    assert not settings.do_sample
+
+
 def test_push_to_uploads_the_export(tmp_path, monkeypatch):
     """Prevents an upload of the wrong folder, or to the wrong place; the call itself is as far as this goes."""
     import huggingface_hub

@@ -47,9 +47,9 @@ def test_the_two_commands_come_first():
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in ("demo", "test"))
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(5))
 def test_training_commands_run(number, here):
-    """Prevents documented commands that fail: the embedded default, KTO, SFT, and KTO from the SFT checkpoint."""
+    """Prevents documented commands that fail: the default, KTO, SFT, KTO from the SFT checkpoint, DPO by LoRA."""
     command = offline(command_of(number, "train.py"), here)
     printed = run([*command, *SMALL], here[0])
     assert "done: " in printed
@@ -109,10 +109,10 @@ def absolute(command: list[str]) -> list[str]:
 
 
 def test_every_command_is_covered_above():
-    """Prevents a new README command that no test runs: 2 make, 6 train.py, 1 torchrun, 4 eval.py, 2 compare.py."""
+    """Prevents a new README command that no test runs: 2 make, 7 train.py, 1 torchrun, 4 eval.py, 2 compare.py."""
     found = commands(BEFORE_THE_TUTORIAL)
-    assert [sum(script in c for c in found) for script in ("make", "train.py", "eval.py", "compare.py")] == [2, 7, 4, 2]
-    assert len(found) == 15
+    assert [sum(script in c for c in found) for script in ("make", "train.py", "eval.py", "compare.py")] == [2, 8, 4, 2]
+    assert len(found) == 16
     assert len(commands(TUTORIAL)) == 4 and len(tutorial_files()) == 5
     assert len(blocks(README)) == 1 + 1 + 1 + 1 + 5 + 1 + 1
 

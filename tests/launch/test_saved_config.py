@@ -101,7 +101,7 @@ MISTAKES = {
     "--config-path=runs/mine ++loss.betta=3": r"did you mean loss\.beta\?",
     "--config-path=runs/mine loss.desirable_weight=3": r"no YAML of this config has the key loss\.desirable_weight",
     "--config-path=runs/mine lr=fast": r"expected a number",
-    "--config-path=runs/mine temperature=0": r"above 0",
+    "--config-path=runs/mine temperature=-1": r"at least 0",
     "--config-path=runs/mine datasets=[sph]": r"did you mean 'shp'",
     "--config-path=runs/mine datasets.shp.n_examples=3": r"shp is not selected",
     "--config-path=runs/mine mode=train": r"mode=train is for train\.py",

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from models.precision import WorkingCopy
+from launch.build import settle_dtypes
+from models.precision import WorkingCopy, fastest_dtype
 from tests import tiny
 from tests.trainers.steps import LOADERS, step
 from trainers.paired import DPOTrainer
@@ -20,6 +21,32 @@ def test_inside_the_copies_compute_and_outside_the_weights_are_untouched():
         raise RuntimeError("stop")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert model.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("line", "dtype"),
+    [
+        ("flags\t\t: fpu avx512f avx512_bf16 vaes", torch.bfloat16),
+        ("flags\t\t: fpu amx_bf16 amx_tile", torch.bfloat16),
+        ("Features\t: fp asimd bf16 i8mm", torch.bfloat16),
+        ("flags\t\t: fpu avx2 avx512f f16c", torch.float32),
+        ("model name\t: bf16 wonder", torch.float32),
+    ],
+)
+def test_bfloat16_where_it_is_native(line: str, dtype: torch.dtype, tmp_path):
+    """Prevents emulated bfloat16, which is slower than float32, and a CPU that is asked on a system that cannot say."""
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{line}\nbugs\t:\n")
+    cpu = torch.device("cpu")
+    assert fastest_dtype(cpu, tmp_path / "cpuinfo") == dtype
+    assert fastest_dtype(cpu, tmp_path / "nothing") == fastest_dtype(torch.device("mps")) == torch.float32
+
+
+def test_auto_is_settled_before_it_is_saved(tmp_path, monkeypatch):
+    """Prevents a saved config that does not say in which precision a run was computed."""
+    monkeypatch.setattr("models.precision.fastest_dtype", lambda device: torch.bfloat16)
+    config = tiny.config("dpo", model__policy_dtype="auto")
+    settle_dtypes(config, torch.device("cpu"))
+    assert (config.model.policy_dtype, config.model.reference_dtype) == ("bfloat16", "float32")
 
 
 def test_the_copies_follow_the_weights():
