@@ -62,7 +62,7 @@ def test_a_measurement_is_a_process_that_prints_json():
 
 def test_the_table_is_to_the_peers_best():
     """Prevents a ratio to the peer's worse setting."""
-    common = {"method": "kto", "dtype": "fp32", "cached": False, "spread": [1, 1]}
+    common = {"method": "kto", "dtype": "fp32", "cached": False, "spread": [1, 1], "peak_mb": 4000}
     records = [
         common | {"implementation": "trl", "setting": "batch 4", "tokens_per_second": 10.0, "added_mb": 3000,
                   "losses": [0.5, 0.4]},
@@ -73,5 +73,5 @@ def test_the_table_is_to_the_peers_best():
                   "matmul_gflops_per_second": [90.0, 110.0]},
     ]  # fmt: skip
     last = table(records).splitlines()[-1]
-    assert "| 50 (1-1) | 2.50 | 1.0 | 0.50 | 0.80 |" in last
+    assert "| 50 (1-1) | 2.50 | 4.0 | 1.0 | 0.50 | 0.80 |" in last
     assert largest_difference(records) == pytest.approx(0.01)
