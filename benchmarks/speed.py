@@ -74,6 +74,8 @@ def beside(options: argparse.Namespace) -> list[dict[str, Any]]:
     runs: dict[tuple[str, str, str, str, bool], list[dict[str, Any]]] = {}
     kinds = [(method, dtype) for method in options.methods for dtype in options.dtypes]
     progress = tqdm(total=options.repeats * len(kinds) * (len(PEER_SETTINGS) + 2), desc="measuring", unit="run")
+    # The first run ever converts the weights, which would count as memory that was there before the training.
+    run([sys.executable, str(HERE / "work.py"), "--pairs", "1", "--step", "1"])
     with tempfile.TemporaryDirectory() as folder:
         for repeat in range(options.repeats):
             for method, dtype in kinds:

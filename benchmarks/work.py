@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -35,6 +36,7 @@ from dataloaders.examples import Example  # noqa: E402
 from dataloaders.paired import PairedPreferenceDataLoader  # noqa: E402
 from dataloaders.tokenization import ExampleTokenizer, Response  # noqa: E402
 from dataloaders.unpaired import UnpairedPreferenceDataLoader  # noqa: E402
+from launch.build import build_policy  # noqa: E402
 from launch.compose import compose  # noqa: E402
 from models.loading import load_model, load_tokenizer  # noqa: E402
 from models.reference import Reference  # noqa: E402
@@ -81,22 +83,33 @@ def hh_steps(options: argparse.Namespace, tokenizer: Any) -> list[list[Row]]:
 
 
 def made_up_steps(options: argparse.Namespace, vocabulary: int) -> list[list[Row]]:
-    """DPO steps of random tokens: `options.pairs` prompts in all, each with `options.responses` responses."""
+    """Steps of random tokens: `options.pairs` prompts in all, each with `options.responses` responses, in pairs.
+
+    Their lengths are all the same, or those of a file of [prompt, chosen, rejected]. KTO has a row for each response,
+    in its turn desirable and not, and as mismatched response that of the row before.
+    """
     generator = np.random.default_rng(0)
+    same = (options.prompt_length, options.response_length, options.response_length)
+    lengths = itertools.cycle(json.loads(Path(options.lengths).read_text()) if options.lengths else [same])
 
     def ids(count: int) -> np.ndarray:
         return generator.integers(5, vocabulary, size=count).astype(np.int32)
 
-    def response() -> Response:
-        return Response(ids(options.response_length), np.ones(options.response_length, dtype=bool))
+    def response(count: int) -> Response:
+        return Response(ids(count), np.ones(count, dtype=bool))
 
-    rows = []
-    for number in range(options.pairs):
-        prompt = ids(options.prompt_length)
+    rows: list[Row] = []
+    for number, (before, chosen, rejected) in zip(range(options.pairs), lengths, strict=False):
+        prompt, example = ids(before), Example(str(number), dataset_name="made-up")
         for _ in range(options.responses // 2):
-            both = {"chosen": response(), "rejected": response()}
-            rows.append(Row(prompt, both, Example(str(number), dataset_name="made-up"), 1.0))
-    size = options.step * options.responses // 2
+            both = response(chosen), response(rejected)
+            if options.method == "dpo":
+                rows.append(Row(prompt, dict(zip(("chosen", "rejected"), both, strict=True)), example, 1.0))
+                continue
+            for one, desirable in zip(both, (True, False), strict=True):
+                other = rows[-1].responses["target"] if rows else both[1]
+                rows.append(Row(prompt, {"target": one, "KL": other}, example, 1.0, desirable))
+    size = options.step * options.responses // (2 if options.method == "dpo" else 1)
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
@@ -107,6 +120,7 @@ def make_trainer(options: argparse.Namespace, model: str, tokenizer: Any, device
     settings = {
         "lr": options.lr, "warmup": 0.0, "weight_decay": 0.0, "model.policy_dtype": dtype,
         "model.reference_dtype": dtype, "model.tokens_per_microbatch": options.tokens_per_microbatch,
+        "model.activation_checkpointing": options.checkpointing, "model.lora.rank": options.lora,
     }  # fmt: skip
     for key, value in settings.items():
         OmegaConf.update(config, key, value)
@@ -115,13 +129,12 @@ def make_trainer(options: argparse.Namespace, model: str, tokenizer: Any, device
     def load() -> Any:
         return load_model(model, shape=shape).to(device)
 
-    policy = load().requires_grad_(True)
-    if options.checkpointing:
-        policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    cache, digest = None, weights_digest(policy)  # which also reads the weights, so that they are in memory
+    start = load()
+    cache, digest = None, weights_digest(start)  # which also reads the weights, so that they are in memory
     if options.cache:
         cache = ReferenceCache(folder_for(options.cache, digest, getattr(torch, dtype), device))
     reference = Reference(load, getattr(torch, dtype), cache)
+    policy = build_policy(config, start, reference)
     if cache is None or not len(cache):
         weights_digest(reference.model)
     return TRAINERS[options.method](config, tokenizer, policy, reference, None, (), None, None)
@@ -185,9 +198,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Trains over all steps; returns seconds, losses, tokens, memory and rates."""
     torch.manual_seed(0)
     device = torch.device(options.device)
-    name = compose([f"model={options.model}"]).model.name_or_path
+    config = compose([f"model={options.model}"]).model
+    name = "random" if options.random else config.name_or_path
     tokenizer = load_tokenizer(name)
-    steps = hh_steps(options, tokenizer) if options.data else made_up_steps(options, len(tokenizer))
+    vocabulary = config.shape.vocabulary if options.random else len(tokenizer)
+    steps = hh_steps(options, tokenizer) if options.data else made_up_steps(options, vocabulary)
     trainer = make_trainer(options, name, tokenizer, device)
     optimizer, _ = trainer._optimization(len(steps))
     cached = options.cache is not None and len(trainer.computer.reference.cache) > 0
@@ -229,6 +244,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--prompt-length", type=int, default=128)
     made.add_argument("--response-length", type=int, default=128)
     made.add_argument("--responses", type=int, default=2, help="to each made-up prompt")
+    made.add_argument("--lengths", help="JSON of [prompt, chosen, rejected] lengths, in the place of these")
+    made.add_argument("--random", action="store_true", help="random weights of the model's shape")
+    made.add_argument("--lora", type=int, help="rank of an adapter that is trained in the place of the weights")
     made.add_argument("--lr", type=float, default=1e-6)
     made.add_argument("--tokens-per-microbatch", type=int, default=1024)
     made.add_argument("--checkpointing", action="store_true")

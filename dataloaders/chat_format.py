@@ -156,7 +156,14 @@ def _with_system(turns: tuple[Turn, ...], system: str | None) -> tuple[Turn, ...
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], generate: bool) -> str:
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+    except Exception as error:  # a template is a program of somebody else's
+        roles = ", ".join(message["role"] for message in messages)
+        raise ValueError(
+            f"the model's chat template fails on the turns {roles} ({type(error).__name__}: {error}). Set "
+            "model.human_prefix, human_suffix, assistant_prefix and assistant_suffix in its place."
+        ) from error
 
 
 def _split_rendered(text: str, turns: tuple[Turn, ...], system: str | None) -> list[Piece]:
@@ -220,6 +227,11 @@ def _around_response(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     """The white space before and the text after a response, as a template that cannot be taken apart puts them."""
     question, probe = {"role": "user", "content": "A?"}, "7391 is prime"
     text = _render(tokenizer, [question, {"role": "assistant", "content": probe}], False)
+    if probe not in text:
+        raise ValueError(
+            "the model's chat template does not show what the assistant says. Set model.human_prefix, human_suffix, "
+            "assistant_prefix and assistant_suffix in its place."
+        )
     start = text.rindex(probe)
     lead = text[:start].removeprefix(_render(tokenizer, [question], True))
     return lead if lead.isspace() else "", text[start + len(probe) :]

@@ -138,6 +138,7 @@ def _trainer(
     start = build.build_model(config, device, config.model.load_from)
     check_vocabulary(start, tokenizer)
     check_weights(start)
+    check_positions(start, config.model.max_length)
     reference = build.build_reference(config, device, start)
     return kind(
         config, tokenizer, build.build_policy(config, start, reference), reference, train_loader,
@@ -163,6 +164,18 @@ def check_vocabulary(model: object, tokenizer: object) -> None:
             f"the tokenizer has {len(tokenizer)} tokens and the model embeds {rows}: they do not belong together. Set "
             "model.tokenizer_name_or_path to the tokenizer of this model."
         )
+
+
+def check_positions(model: object, max_length: int) -> None:
+    """A position without a learned embedding would be an index error deep in the model."""
+    for name, module in model.named_modules():
+        learned = isinstance(module, torch.nn.Embedding) and name.rsplit(".", 1)[-1] in ("wpe", "embed_positions")
+        count = module.num_embeddings - getattr(module, "offset", 0) if learned else max_length  # OPT begins at 2
+        if count < max_length:
+            raise ValueError(
+                f"model.max_length={max_length}, and the model has learned {count} positions: lower it "
+                "(and model.max_prompt_length)."
+            )
 
 
 def check_weights(model: object) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -31,13 +32,26 @@ def read_policy(path: str | Path) -> dict[str, Any]:
         contents = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} is refused: loading it would execute code, or it is not a checkpoint ({_first(error)})."
+            f"{path} is refused: loading it would execute code, or it is not a checkpoint{what_it_asks_for(error)}."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({_first(error)}). Is it a policy.pt, and complete?") from error
     if not isinstance(contents, dict) or not isinstance(contents.get("state"), dict):
         raise ValueError(f"{path} is not a policy.pt: it has no weights under 'state'.")
     return contents
+
+
+def what_it_asks_for(error: Exception) -> str:
+    """What a refused pickle would have called. No more of torch's message: it goes on to advise loading it unsafely."""
+    called = re.search(r"GLOBAL (\S+)", str(error))
+    return f" (it asks for {called[1]})" if called else ""
+
+
+def load_errors() -> tuple[type[Exception], ...]:
+    """What transformers lets through of weights that are damaged or would execute code."""
+    from safetensors import SafetensorError
+
+    return OSError, EOFError, pickle.UnpicklingError, SafetensorError
 
 
 def read_loss_state(policy: str | Path) -> dict[str, torch.Tensor]:

@@ -174,7 +174,7 @@ def load_model(
     import torch
     from transformers import AutoModelForCausalLM
 
-    from models.checkpoints import read_policy
+    from models.checkpoints import load_errors, read_policy
 
     dtype = dtype or torch.float32
     base = prepare(locate(name_or_path, cache_dir), cache_dir)
@@ -201,7 +201,7 @@ def load_model(
             _refuse_other_architecture(source, _differences(wanted, found))
         try:
             model, info = AutoModelForCausalLM.from_pretrained(source.path, output_loading_info=True, **options)
-        except OSError as error:
+        except load_errors() as error:
             raise _unreadable(source, error) from error
         # What a hub checkpoint has beyond the model (buffers of older versions, say) is left alone, with a warning.
         _refuse_other_architecture(source, {key: info[key] for key in ("missing_keys", "mismatched_keys")})
@@ -301,7 +301,11 @@ def _refuse_other_architecture(source: Weights, info: Mapping[str, Any]) -> None
 
 
 def _unreadable(weights: Weights, error: Exception) -> ValueError:
+    from models.checkpoints import what_it_asks_for
+
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if "weights_only" in str(error):
+        first = f"its pickled weights are damaged or would execute code{what_it_asks_for(error)}"
     if weights.kind == "hub":
         return ValueError(
             f"cannot load {weights.path} from the model hub ({first}). Without internet, give a local copy: "

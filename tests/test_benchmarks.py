@@ -7,9 +7,11 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
+from benchmarks import gpu
 from benchmarks.speed import largest_difference, table
-from benchmarks.work import flops, measure, parser
+from benchmarks.work import flops, made_up_steps, measure, parser
 from tests import tiny
 from tests.readme import ROOT
 from trainers.paired import DPOTrainer
@@ -58,6 +60,30 @@ def test_a_measurement_is_a_process_that_prints_json():
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     result = json.loads(done.stdout.splitlines()[-1])
     assert np.isfinite(result["losses"]).all() and min(result["matmul_gflops_per_second"]) > 0
+
+
+def test_the_gpu_benchmark_runs_without_a_gpu(monkeypatch):
+    """Prevents a script that fails on the day that there is a GPU; without one it takes no figure."""
+    sizes = ["--pairs", "6", "--step", "3", "--tokens-per-microbatch", "1024"]
+    row = gpu.measure("tiny", "kto", [*sizes, "--lora", "2", "--checkpointing"], "cpu")
+    assert 0 < row["unique_tokens_per_second"] < row["real_tokens_per_second"] and row["real_share"] == 1
+    assert row["losses"][0] == pytest.approx(0.5, abs=0.01)
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(sys, "argv", ["gpu.py"])
+        with pytest.raises(SystemExit, match="there is no GPU"):
+            gpu.main()
+
+
+def test_lengths_are_those_of_the_data():
+    """Prevents a length mix that is none of HH's: three lengths a pair, none beyond what the model is given."""
+    lengths = json.loads((ROOT / "benchmarks" / "hh_lengths.json").read_text())
+    assert len(lengths) >= 150 and all(min(three) > 0 and sum(three[:2]) <= 1024 for three in lengths)
+    options = parser().parse_args(
+        ["--lengths", str(ROOT / "benchmarks" / "hh_lengths.json"), "--pairs", "3", "--step", "2"]
+    )
+    steps = made_up_steps(options, 100)
+    sizes = [[len(row.prompt), *(len(one.ids) for one in row.responses.values())] for step in steps for row in step]
+    assert [len(step) for step in steps] == [2, 1] and sizes == lengths[:3]
 
 
 def test_the_table_is_to_the_peers_best():

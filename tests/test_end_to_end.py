@@ -11,6 +11,7 @@ import torch
 from launch.compose import compose
 from launch.evaluate import run as evaluate
 from launch.saved_config import compose_for_eval
+from launch.train import check_positions
 from launch.train import run as train
 from models.loading import load_model
 from tests import tiny
@@ -256,6 +257,15 @@ def test_a_damaged_model_is_named_before_it_trains(tmp_path):
     torch.save(contents, path)
     with pytest.raises(ValueError, match=r"not finite.*embed"):
         trained(tmp_path, "loss=sft", "exp_name=next", "model.load_from=broken/LATEST/policy.pt")
+
+
+def test_more_positions_than_were_learned_are_named_before_training():
+    """Prevents an index error deep in a GPT-2 whose context is shorter than model.max_length."""
+    model = tiny.tiny_model("gpt2")
+    check_positions(model, 512)
+    with pytest.raises(ValueError, match=r"model.max_length=513, .* 512 positions"):
+        check_positions(model, 513)
+    check_positions(tiny.tiny_model("llama"), 10**6)
 
 
 def test_the_next_run_finds_the_reference_values(tmp_path, monkeypatch):

@@ -118,7 +118,7 @@ def test_a_template_that_raises_on_everything_still_has_an_error():
     """Prevents a model whose template is broken from being trained on nothing."""
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = "{{ raise_exception('broken') }}"
-    with pytest.raises(Exception, match="broken"):
+    with pytest.raises(ValueError, match=r"user, assistant \(TemplateError: broken\).*model.human_prefix"):
         chat_format(tokenizer)
 
 

@@ -100,6 +100,21 @@ def test_a_malicious_policy_is_refused(tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
+def test_damaged_and_malicious_folders_are_named(tmp_path):
+    """Prevents a traceback, or torch's advice to load a pickle unsafely, for a folder that a full disk has torn."""
+    tiny.tiny_model().save_pretrained(tmp_path / "torn")
+    file = tmp_path / "torn" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r"cannot load the model at .*torn"):
+        load_model(str(tmp_path / "torn"))
+    tiny.tiny_model().config.save_pretrained(tmp_path / "pickled")
+    torch.save({"x": Evil(tmp_path / "executed")}, tmp_path / "pickled" / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="would execute code") as refused:
+        load_model(str(tmp_path / "pickled"))
+    assert "weights_only" not in str(refused.value)
+    assert not (tmp_path / "executed").exists()
+
+
 def test_a_folder_loads_as_a_model(tmp_path):
     """Prevents a local folder from being taken for a hub id; weights come in float32 whatever the file has."""
     model = tiny.tiny_model("mistral").to(torch.bfloat16)
