@@ -56,7 +56,7 @@ soak: $(INSTALLED) ## kill runs at random moments and see that they recover
 	$(VENV)/bin/python -m pytest -m soak
 
 bench: $(INSTALLED) ## speed and memory beside TRL: DATA=hh.jsonl.gz PEER=script PEER_PYTHON=python with trl (an hour)
-	$(VENV)/bin/python benchmarks/speed.py --data "$(DATA)" --peer "$(PEER)" --peer-python "$(PEER_PYTHON)"
+	$(VENV)/bin/python -m benchmarks.speed --data "$(DATA)" --peer "$(PEER)" --peer-python "$(PEER_PYTHON)"
 
 lint: $(INSTALLED) ## check style and formatting
 	$(VENV)/bin/ruff check .

@@ -1,7 +1,7 @@
 """Speed on a GPU: Llama shapes with random weights on the length mix of HH. Writes gpu.json.
 
-    python benchmarks/gpu.py                        1B in full and 8B by LoRA, DPO and KTO, on the first GPU
-    python benchmarks/gpu.py --device cpu --toy     the same on a tiny shape, to see that it runs: no figure is kept
+    python -m benchmarks.gpu                        1B in full and 8B by LoRA, DPO and KTO, on the first GPU
+    python -m benchmarks.gpu --device cpu --toy     the same on a tiny shape, to see that it runs: no figure is kept
 
 Figures are tokens of whole sequences a second ("real"), tokens that were computed a second ("unique"), peak memory, and
 the model FLOPs utilization: operations that the step needs over what the GPU can do in bfloat16 on paper.
@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+OURS = [sys.executable, "-m", "benchmarks.work"]
 HERE = Path(__file__).resolve().parent
 PAPER_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}
 """Dense bfloat16, from the makers' data sheets."""
@@ -29,8 +30,8 @@ ALWAYS = ["--random", "--dtype", "bf16", "--lengths", str(HERE / "hh_lengths.jso
 
 def measure(model: str, method: str, extra: list[str], device: str) -> dict[str, Any]:
     """One case in a process of its own; the first step, which makes the optimizer's state, is left out of rates."""
-    command = [sys.executable, str(HERE / "work.py"), "--model", model, "--method", method, "--device", device]
-    done = subprocess.run([*command, *ALWAYS, *extra], capture_output=True, text=True)
+    command = [*OURS, "--model", model, "--method", method, "--device", device]
+    done = subprocess.run([*command, *ALWAYS, *extra], capture_output=True, text=True, cwd=HERE.parent)
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
     result = json.loads(done.stdout.strip().splitlines()[-1])

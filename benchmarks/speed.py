@@ -1,6 +1,6 @@
 """`make bench`: speed and memory beside TRL on the same pairs, and how they grow. Writes speed.json and growth.json.
 
-    python benchmarks/speed.py --data hh_harmless_base.jsonl.gz --peer trl_baseline.py --peer-python PYTHON
+    python -m benchmarks.speed --data hh_harmless_base.jsonl.gz --peer trl_baseline.py --peer-python PYTHON
 
 `--peer` is a script that trains by TRL on the first pairs of the same file and prints one JSON line; `--peer-python`
 is an interpreter that has trl (requirements-bench.txt). Each measurement is a process of its own; the two take turns.
@@ -23,6 +23,7 @@ from typing import Any
 from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
+OURS = [sys.executable, "-m", "benchmarks.work"]
 PEER_SETTINGS = {"batch 1 x accumulation 4": ["--batch", "1", "--accum", "4"], "batch 4": ["--batch", "4"]}
 BUDGETS = {"fp32": 512, "bf16": 1024}
 """Tokens of a forward pass: ours at its best here. More is faster in bfloat16 and takes more memory."""
@@ -35,7 +36,7 @@ GROWTH = [
 
 def run(command: list[str]) -> dict[str, Any]:
     """Runs one measurement; its last line is JSON."""
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent)
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -58,7 +59,7 @@ def commit() -> str:
 
 def ours(options: argparse.Namespace, method: str, dtype: str, cache: str | None) -> dict[str, Any]:
     """One run of ours."""
-    command = [sys.executable, str(HERE / "work.py"), "--method", method, "--dtype", dtype, "--data", options.data]
+    command = [*OURS, "--method", method, "--dtype", dtype, "--data", options.data]
     command += ["--pairs", str(options.pairs), "--tokens-per-microbatch", str(BUDGETS[dtype])]
     return run(command + (["--cache", cache] if cache else []))
 
@@ -75,7 +76,7 @@ def beside(options: argparse.Namespace) -> list[dict[str, Any]]:
     kinds = [(method, dtype) for method in options.methods for dtype in options.dtypes]
     progress = tqdm(total=options.repeats * len(kinds) * (len(PEER_SETTINGS) + 2), desc="measuring", unit="run")
     # The first run ever converts the weights, which would count as memory that was there before the training.
-    run([sys.executable, str(HERE / "work.py"), "--pairs", "1", "--step", "1"])
+    run([*OURS, "--pairs", "1", "--step", "1"])
     with tempfile.TemporaryDirectory() as folder:
         for repeat in range(options.repeats):
             for method, dtype in kinds:
@@ -131,7 +132,7 @@ def growth() -> list[dict[str, Any]]:
     """Tokens a second and added memory of DPO in float32 for prompts and responses of other lengths and numbers."""
     rows = []
     for point in tqdm(GROWTH, desc="growth", unit="run"):
-        command = [sys.executable, str(HERE / "work.py"), "--pairs", "8", "--step", "2"]
+        command = [*OURS, "--pairs", "8", "--step", "2"]
         command += [part for name, value in point.items() for part in (_OPTION[name], str(value))]
         result = run(command)
         later = sum(result["tokens_of_steps"][1:]) / sum(result["steps"][1:])  # the first step makes Adam's state
@@ -198,6 +199,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--only", choices=["beside", "growth"])
     options = parser.parse_args()
+    options.data, options.peer = (os.path.abspath(path) for path in (options.data, options.peer))
+    if os.sep in options.peer_python:
+        options.peer_python = os.path.abspath(options.peer_python)
     if options.only != "growth":
         records = beside(options)
         (HERE / "speed.json").write_text(json.dumps(records, indent=1) + "\n")

@@ -1,6 +1,6 @@
 """The work that is measured: HH pairs or made-up rows, trained on by DPO or KTO, and what it costs on paper.
 
-`python benchmarks/work.py --help`: one measurement in a process of its own; its last line is JSON.
+`python -m benchmarks.work --help`: one measurement in a process of its own; its last line is JSON.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import argparse
 import itertools
 import json
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,35 +16,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from models.memory import keep_freed_memory  # noqa: E402 (after the path to this repository is known)
-
-keep_freed_memory()
-
-import torch  # noqa: E402
-from omegaconf import DictConfig, OmegaConf  # noqa: E402
-
-from dataloaders.base import DataLoader, Source  # noqa: E402
-from dataloaders.batches import Row, trees  # noqa: E402
-from dataloaders.chat_format import MARKERS, chat_format  # noqa: E402
-from dataloaders.datasets import load_dataset  # noqa: E402
-from dataloaders.examples import Example  # noqa: E402
-from dataloaders.paired import PairedPreferenceDataLoader  # noqa: E402
-from dataloaders.tokenization import ExampleTokenizer, Response  # noqa: E402
-from dataloaders.unpaired import UnpairedPreferenceDataLoader  # noqa: E402
-from launch.build import build_policy  # noqa: E402
-from launch.compose import compose  # noqa: E402
-from models.loading import load_model, load_tokenizer  # noqa: E402
-from models.reference import Reference  # noqa: E402
-from models.reference_cache import ReferenceCache, folder_for, weights_digest  # noqa: E402
-from models.tree_rows import Pack  # noqa: E402
-from trainers.basic import BasicTrainer  # noqa: E402
-from trainers.metrics import Averages, peak_memory_gb  # noqa: E402
-from trainers.paired import DPOTrainer  # noqa: E402
-from trainers.unpaired import KTOTrainer  # noqa: E402
+from dataloaders.base import DataLoader, Source
+from dataloaders.batches import Row, trees
+from dataloaders.chat_format import MARKERS, chat_format
+from dataloaders.datasets import load_dataset
+from dataloaders.examples import Example
+from dataloaders.paired import PairedPreferenceDataLoader
+from dataloaders.tokenization import ExampleTokenizer, Response
+from dataloaders.unpaired import UnpairedPreferenceDataLoader
+from launch.build import build_policy
+from launch.compose import compose
+from models.loading import load_model, load_tokenizer
+from models.memory import keep_freed_memory
+from models.reference import Reference
+from models.reference_cache import ReferenceCache, folder_for, weights_digest
+from models.tree_rows import Pack
+from trainers.basic import BasicTrainer
+from trainers.metrics import Averages, peak_memory_gb
+from trainers.paired import DPOTrainer
+from trainers.unpaired import KTOTrainer
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 TRAINERS: dict[str, type[BasicTrainer]] = {"dpo": DPOTrainer, "kto": KTOTrainer}
@@ -196,6 +188,7 @@ def matmul_rate(dtype: torch.dtype, device: torch.device, size: int = 2048) -> f
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Trains over all steps; returns seconds, losses, tokens, memory and rates."""
+    keep_freed_memory()
     torch.manual_seed(0)
     device = torch.device(options.device)
     config = compose([f"model={options.model}"]).model

@@ -13,7 +13,8 @@ def keep_freed_memory() -> bool:
     """Lets glibc keep freed blocks for the next step, and torch ask for huge pages; called before tensors are made.
 
     Otherwise every page of a large tensor is a page fault in every step. On a virtual machine with two cores that took
-    a tenth of a float32 step and a quarter of a bfloat16 step. Peak memory stays what it is.
+    a tenth of a float32 step and a quarter of a bfloat16 step. The peak of the process
+    was within 5 % of what it is otherwise.
 
     Returns:
         Whether there is a glibc to tell.

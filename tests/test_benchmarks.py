@@ -56,8 +56,8 @@ def test_a_measurement_counts_what_was_done(tmp_path):
 
 def test_a_measurement_is_a_process_that_prints_json():
     """Prevents an output that `make bench` cannot read."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "work.py"), *SMALL, "--dtype", "bf16", "--method", "dpo"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "benchmarks.work", *SMALL, "--dtype", "bf16", "--method", "dpo"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     result = json.loads(done.stdout.splitlines()[-1])
     assert np.isfinite(result["losses"]).all() and min(result["matmul_gflops_per_second"]) > 0
 

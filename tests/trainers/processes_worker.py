@@ -15,31 +15,21 @@ from pathlib import Path
 import torch
 
 from tests import tiny
-from tests.trainers.couplings import RunningMeanTrainer, SimpleKTOTrainer, SortedTrainer, TokensOfBothTrainer
+from tests.trainers import steps
+from tests.trainers.couplings import RunningMeanTrainer
 from trainers import distributed
 from trainers.metrics import Averages
-from trainers.paired import DPOTrainer
-from trainers.sft import SFTTrainer
 from trainers.unpaired import KTOTrainer
 
-CASES = {
-    "sft": (SFTTrainer, "sft"),
-    "dpo": (DPOTrainer, "dpo"),
-    "kto": (KTOTrainer, "kto"),
-    "simple_kto": (SimpleKTOTrainer, "kto"),
-    "sorted": (SortedTrainer, "dpo"),
-    "tokens": (TokensOfBothTrainer, "dpo"),
-    "state": (RunningMeanTrainer, "dpo"),
-}
+CASES = {**steps.CASES, "state": (RunningMeanTrainer, "dpo")}
 ROWS = {"odd": 7, "few": 2}
 """Rows of a step: an odd number, and so few that the last of three processes has none."""
 
 
 def rows_of(loss: str, count: int) -> list:
     """The first rows of an epoch, of unequal weights."""
-    from tests.trainers.steps import LOADERS
 
-    made = tiny.loader(LOADERS[loss], 6, batch_size=100)
+    made = tiny.loader(steps.LOADERS[loss], 6, batch_size=100)
     rows = next(made.epoch(0))[:count]
     if loss == "dpo":
         return rows  # the sorted loss matches weights with ranks, not with rows
