@@ -118,7 +118,7 @@ def test_round_trip(tmp_path):
 
 def test_adapters_on_adapters(tmp_path):
     """Prevents a second adapter that forgets the first: what it was trained on is the first one's merged model."""
-    save_policy(tmp_path / "a", _in(tmp_path / "a", adapted()), byte_tokenizer(), step_idx=1, metrics={})
+    save_policy(_folder(tmp_path / "a"), adapted(), byte_tokenizer(), step_idx=1, metrics={})
     merged = load(load_from="a", cache_dir=tmp_path)
     before = logits(merged)
     second = adapted(merged, load_from="a")
@@ -131,11 +131,6 @@ def test_adapters_on_adapters(tmp_path):
 def _folder(path):
     path.mkdir(parents=True, exist_ok=True)
     return path
-
-
-def _in(path, model):
-    _folder(path)
-    return model
 
 
 def test_another_base_is_refused(tmp_path):
