@@ -130,7 +130,7 @@ def build_policy(config: DictConfig, start: PreTrainedModel, reference: Referenc
 
     model = config.model
     if model.activation_checkpointing:
-        start.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        start.activation_checkpointing_enable({"use_reentrant": False})
     if model.lora.rank is None:
         return start.requires_grad_(True)
     targets = None if model.lora.targets is None else list(model.lora.targets)

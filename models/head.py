@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from models.precision import add_in_parts
+from models.precision import summed_gradient
 
 CHUNK_BYTES = 48 * 2**20
 """What the logits of a chunk may take, in the compute dtype."""
 CACHE_BYTES = 2 * 2**20
 """What of them, as float32, is looked at together on a CPU."""
 LEAST_ROWS = 16
+_PRODUCT_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ class Head:
 
 
 class _TargetLogps(torch.autograd.Function):
-    """Keeps the normalizers of the softmax, and computes the logits of a chunk once more in backward.
+    """Keeps the normalizers of the softmax, and computes the logits of a chunk once more in backward, where the weight's
+    gradient is added to what it has.
 
     On a CPU a chunk is one matrix product into a buffer that all chunks share, and what follows goes through it a few
     rows at a time, which stay in the processor's cache.
@@ -104,7 +106,7 @@ class _TargetLogps(torch.autograd.Function):
         wants_hidden, wants_weight, wants_bias = (ctx.needs_input_grad[place] for place in (0, 2, 3))
         buffer = weight.new_empty(min(rows, len(hidden)), len(weight))
         to_hidden = torch.empty_like(hidden) if wants_hidden else None
-        to_weight, to_bias = None, torch.zeros_like(bias, dtype=normalizers.dtype) if wants_bias else None
+        to_bias = torch.zeros_like(bias, dtype=normalizers.dtype) if wants_bias else None
         for start in range(0, len(hidden), rows):
             here = slice(start, start + rows)
             gradient = _products(hidden[here], weight, bias, buffer)
@@ -114,21 +116,19 @@ class _TargetLogps(torch.autograd.Function):
             if to_hidden is not None:
                 torch.mm(gradient, weight, out=to_hidden[here])
             if wants_weight:
-                to_weight = _plus_product(to_weight, gradient.t(), hidden[here])
+                _add_product(summed_gradient(weight), gradient.t(), hidden[here])
             if to_bias is not None:
                 to_bias += gradient.sum(dim=0, dtype=to_bias.dtype)
-        as_weight = None if to_weight is None else to_weight.to(weight.dtype)
-        as_bias = None if to_bias is None else to_bias.to(bias.dtype)
-        return to_hidden, None, as_weight, as_bias, None
+        return to_hidden, None, None, None if to_bias is None else to_bias.to(bias.dtype), None
 
 
-def _plus_product(total: torch.Tensor | None, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """total + left @ right; a sum of several products is float32 at least, whatever the compute dtype is."""
-    if total is None:
-        return left @ right
-    if left.dtype == torch.promote_types(left.dtype, torch.float32):
-        return total.addmm_(left, right)
-    return add_in_parts(total.float() if total.dtype == left.dtype else total, left @ right)
+def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """total += left @ right, the product of a lower precision a few of its rows at a time."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+        return
+    for own, some in zip(total.split(_PRODUCT_ROWS), left.split(_PRODUCT_ROWS), strict=True):
+        own.add_(some @ right)
 
 
 def _sizes(weight: torch.Tensor) -> tuple[int, int]:

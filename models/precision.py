@@ -40,6 +40,17 @@ def add_in_parts(total: torch.Tensor, summand: torch.Tensor) -> torch.Tensor:
     return total
 
 
+def summed_gradient(weight: torch.Tensor) -> torch.Tensor:
+    """The gradient that a weight sums, or the weight that it is a working copy of: zeros where there was none yet.
+
+    A backward pass that adds to it, and gives autograd nothing, spares a matrix of the vocabulary's size.
+    """
+    owner = getattr(weight, "copy_of", weight)
+    if owner.grad is None:
+        owner.grad = torch.zeros_like(owner)
+    return owner.grad
+
+
 class WorkingCopy:
     """Low-precision parameters that stand in a model's place while it computes.
 
@@ -63,6 +74,7 @@ class WorkingCopy:
             if id(weight) in copy_of
         ]
         for weight, copy in zip(self._weights, self._copies, strict=True):
+            copy.copy_of = weight
             if copy.requires_grad:
                 copy.register_post_accumulate_grad_hook(_adder(weight))
 
@@ -81,6 +93,8 @@ class WorkingCopy:
 
 def _adder(weight: torch.nn.Parameter) -> Callable[[torch.Tensor], None]:
     def add(copy: torch.Tensor) -> None:
+        if copy.grad is None:  # it was added where it was made
+            return
         if weight.grad is None:
             weight.grad = copy.grad.to(weight.dtype)
         else:

@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import json
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as chatter
 
 from models import tree_attention
+from models.lean import slim
 from models.logprobs import ScoredSequence, attention_of, packed_logps, token_logps, uses_tree_rows
 from models.tree_rows import Branch, Pack, Stretch, TreeRow
 
@@ -30,7 +31,14 @@ _SIZES = {
     "hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 16, "vocab_size": 96, "head_dim": 8,
     "embedding_size": 32, "ffn_dim": 48, "word_embed_proj_dim": 32, "n_inner": 48,
 }  # fmt: skip
-_verdicts: dict[tuple[type, str], str | None] = {}
+_verdicts: dict[tuple[type, str], Verdict] = {}
+
+
+class Verdict(NamedTuple):
+    """What was found: why tree rows are not exact for a class (None: they are), and whether `models.lean` is, too."""
+
+    reason: str | None
+    lean: bool = False
 
 
 def use_tree_rows(model: PreTrainedModel) -> bool:
@@ -40,24 +48,26 @@ def use_tree_rows(model: PreTrainedModel) -> bool:
     """
     if uses_tree_rows(model):
         return True
-    reason = why_not_exact(model)
+    reason, lean = verdict_on(model)
     if reason is not None:
         log.warning(
             "%s is computed by padded rows: %s. Results are the same; prompts are computed once for each response, and "
             "padding costs time and memory.", type(model).__name__, reason,
         )  # fmt: skip
         return False
+    if lean:
+        slim(model)
     model.plain_attention = model.config._attn_implementation
     model.set_attn_implementation(tree_attention.NAME)
     return True
 
 
-def why_not_exact(model: PreTrainedModel) -> str | None:
-    """None when tree rows give what plain rows give; else what went wrong, in a few words."""
+def verdict_on(model: PreTrainedModel) -> Verdict:
+    """Whether tree rows give what plain rows give, and with lean layers as well; else what went wrong."""
     try:
         config = small_config(model.config)
     except Exception as error:  # whatever a config of somebody's class raises
-        return f"no small model of its class can be made ({_first(error)})"
+        return Verdict(f"no small model of its class can be made ({_first(error)})")
     name = type(model), json.dumps(config.to_dict(), sort_keys=True, default=str)
     if name not in _verdicts:
         _verdicts[name] = _try(type(model), config)
@@ -105,33 +115,51 @@ def _shorten_factors(settings: Any, old: int, new: int) -> None:
             settings[key] = value[: max(1, len(value) * new // old)]
 
 
-def _try(kind: type[PreTrainedModel], config: PretrainedConfig) -> str | None:
+def _try(kind: type[PreTrainedModel], config: PretrainedConfig) -> Verdict:
     rows = _rows(_SIZES["vocab_size"])
     pack = Pack.of(rows)
     sequences = [ScoredSequence(row.prompt, *branch) for row in rows for branch in row.branches]
     verbosity = chatter.get_verbosity()
     chatter.set_verbosity_error()  # of transformers, about the small model
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(0)
             model = kind._from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
             _spread(model)
-        with torch.no_grad():
-            plain = torch.cat([token_logps(model, [sequence])[0] for sequence in sequences])
+            plain = _values(model, torch.cat([token_logps(model, [sequence])[0] for sequence in sequences]))
             with attention_of(model, tree_attention.NAME):
-                ours = torch.cat(packed_logps(model, pack))
-                blind = torch.cat(packed_logps(model, _as_chains(pack)))
+                ours = _values(model, torch.cat(packed_logps(model, pack)))
+                blind = torch.cat(packed_logps(model, _as_chains(pack))).detach()
+                lean = slim(model) > 0 and _same(_values(model, torch.cat(packed_logps(model, pack))), plain)
     except Exception as error:  # whatever a model of somebody's class raises
-        return _first(error)
+        return Verdict(_first(error))
     finally:
         chatter.set_verbosity(verbosity)
-    if not torch.isfinite(plain).all():
-        return "a small random model of its class gives values that are not finite"
-    if not (ours - plain).abs().max() <= TOLERANCE:
-        return f"log-probabilities differ by {(ours - plain).abs().max():.1e} nats from those of plain rows"
-    if (blind - plain).abs().max() < 100 * TOLERANCE:
-        return "a small random model of its class does not tell branches from a chain"
-    return None
+    if not torch.isfinite(plain[0]).all():
+        return Verdict("a small random model of its class gives values that are not finite")
+    if not (ours[0] - plain[0]).abs().max() <= TOLERANCE:
+        largest = (ours[0] - plain[0]).abs().max()
+        return Verdict(f"log-probabilities differ by {largest:.1e} nats from those of plain rows")
+    if not _same(ours, plain):
+        return Verdict("gradients differ from those of plain rows")
+    if (blind - plain[0]).abs().max() < 100 * TOLERANCE:
+        return Verdict("a small random model of its class does not tell branches from a chain")
+    return Verdict(None, lean)
+
+
+def _values(model: PreTrainedModel, logps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities (N,), and the gradient of a weighted sum of them in all weights that they depend on."""
+    model.zero_grad()
+    (logps * torch.linspace(-1, 2, len(logps))).sum().backward()
+    slopes = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in model.parameters()]
+    return logps.detach(), torch.cat([slope.flatten() for slope in slopes])
+
+
+def _same(ours: tuple[torch.Tensor, torch.Tensor], plain: tuple[torch.Tensor, torch.Tensor]) -> bool:
+    """Within the tolerance in each log-probability, and in the gradient relative to its norm."""
+    (logps, slopes), (plain_logps, plain_slopes) = ours, plain
+    near = (logps - plain_logps).abs().max() <= TOLERANCE
+    return bool(near and (slopes - plain_slopes).norm() <= TOLERANCE * plain_slopes.norm())
 
 
 def _rows(vocabulary: int) -> list[TreeRow]:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
 from models.tree_rows import Pack
@@ -74,7 +75,12 @@ def attend(
     if pack is None or attention_mask is not None or dropout or query.shape[0] != 1 or query.shape[2] != len(pack):
         raise NotImplementedError(f"{type(module).__name__} does not give its attention what tree rows need")
     scores = Scores(scaling, sliding_window, softcap, s_aux)
-    return PATHS[path_for(query, scores)](query, key, value, pack, scores).transpose(1, 2), None
+    path = PATHS[path_for(query, scores)]
+    if path is by_varlen or not torch.is_grad_enabled():
+        output = path(query, key, value, pack, scores)
+    else:  # keeps neither repeated keys nor scores for the backward pass: computing them again costs little
+        output = checkpoint(path, query, key, value, pack, scores, use_reentrant=False, preserve_rng_state=False)
+    return output.transpose(1, 2), None
 
 
 def path_for(query: torch.Tensor, scores: Scores) -> str:

@@ -22,7 +22,7 @@ from models.logprobs import (
     token_logps,
     uses_tree_rows,
 )
-from models.probe import small_config, use_tree_rows, why_not_exact
+from models.probe import small_config, use_tree_rows, verdict_on
 from models.tree_rows import Branch, Pack, TreeRow, pack_rows
 from tests import tiny
 
@@ -247,7 +247,7 @@ def test_the_probe_takes_the_families_at_their_own_size(kind: str):
     config = AutoConfig.for_model(kind, **({"sliding_window": 4096} if kind == "mistral" else {}))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    assert why_not_exact(model) is None
+    assert verdict_on(model).reason is None
     small = small_config(config)
     window = getattr(small, "sliding_window", None)
     assert window is None or window <= 5
@@ -271,7 +271,7 @@ def test_the_probe_sees_a_wrong_attention(monkeypatch):
     for wrong in (chained, without_window):
         monkeypatch.setattr(probe, "_verdicts", {})
         monkeypatch.setitem(tree_attention.PATHS, "blocks", wrong)
-        assert "differ by" in why_not_exact(model)
+        assert "differ by" in verdict_on(model).reason
 
 
 def test_a_model_that_uses_trees_cannot_be_run_otherwise_by_mistake():
