@@ -70,11 +70,11 @@ class Head:
 
 
 class _TargetLogps(torch.autograd.Function):
-    """Keeps the normalizers of the softmax, and computes the logits of a chunk once more in backward, where the weight's
-    gradient is added to what it has.
+    """Keeps the normalizers of the softmax, and computes the logits of a chunk once more in backward.
 
-    On a CPU a chunk is one matrix product into a buffer that all chunks share, and what follows goes through it a few
-    rows at a time, which stay in the processor's cache.
+    The weight must be a leaf: its gradient is added to what it has. On a CPU a chunk is one matrix product into a
+    buffer that all chunks share, and what follows goes through it a few rows at a time, which stay in the processor's
+    cache.
     """
 
     @staticmethod

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
-from models.tree_rows import Pack
+from models.tree_rows import Pack, Stretch
 
 NAME = "aureole_tree"
 
@@ -75,12 +75,7 @@ def attend(
     if pack is None or attention_mask is not None or dropout or query.shape[0] != 1 or query.shape[2] != len(pack):
         raise NotImplementedError(f"{type(module).__name__} does not give its attention what tree rows need")
     scores = Scores(scaling, sliding_window, softcap, s_aux)
-    path = PATHS[path_for(query, scores)]
-    if path is by_varlen or not torch.is_grad_enabled():
-        output = path(query, key, value, pack, scores)
-    else:  # keeps neither repeated keys nor scores for the backward pass: computing them again costs little
-        output = checkpoint(path, query, key, value, pack, scores, use_reentrant=False, preserve_rng_state=False)
-    return output.transpose(1, 2), None
+    return PATHS[path_for(query, scores)](query, key, value, pack, scores).transpose(1, 2), None
 
 
 def path_for(query: torch.Tensor, scores: Scores) -> str:
@@ -93,36 +88,114 @@ def path_for(query: torch.Tensor, scores: Scores) -> str:
 
 def by_blocks(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pack: Pack, scores: Scores) -> torch.Tensor:
     """(1, heads, T, D): stretch by stretch. A later branch attends to its prompt's keys and its own."""
-    sizes = [stretch.stop - stretch.start for stretch in pack.stretches]
-    parts = [tensor.split(sizes, dim=2) for tensor in (query, key, value)]
-    outputs, first = [], 0
-    for number, stretch in enumerate(pack.stretches):
-        q, k, v = (part[number] for part in parts)
-        if stretch.prompt == (0, 0):
-            first = number
-        else:
-            length = stretch.prompt[1] - stretch.prompt[0]
-            k, v = (
-                torch.cat([part[first].narrow(2, 0, length), one], dim=2)
-                for part, one in zip(parts[1:], (k, v), strict=True)
+    if scores.plain and query.device.type == "cpu" and query.shape[-1] == value.shape[-1]:
+        return _FlashBlocks.apply(query, key, value, pack, scores)
+    if not torch.is_grad_enabled():
+        return _blocks_by_autograd(query, key, value, pack, scores)
+    # Keeps neither repeated keys nor scores for the backward pass: they are computed once more.
+    return checkpoint(
+        _blocks_by_autograd, query, key, value, pack, scores, use_reentrant=False, preserve_rng_state=False
+    )
+
+
+def _blocks_by_autograd(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pack: Pack, scores: Scores
+) -> torch.Tensor:
+    outputs = []
+    for stretch in pack.stretches:
+        q = query[:, :, stretch.start : stretch.stop]
+        k, v = _for_all_heads(q, _keys(key, stretch), _keys(value, stretch))
+        if scores.plain:
+            mask, causal = _float_mask(pack, stretch, scores.window, q)
+            outputs.append(
+                F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scores.scaling)
             )
-        k, v = _for_all_heads(q, k, v)
-        q, k, v = (_exact(part) for part in (q, k, v))
-        queries, keys = q.shape[2], k.shape[2]
-        if not scores.plain:
-            mask = _mask(pack, queries, keys, scores.window, q.device)
-            outputs.append(_by_products(q, k, v, mask, scores))
-        elif queries == keys and (scores.window is None or scores.window >= keys):
-            outputs.append(F.scaled_dot_product_attention(q, k, v, is_causal=queries > 1, scale=scores.scaling))
         else:
-            mask = _mask(pack, queries, keys, scores.window, q.device)
-            outputs.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scores.scaling))
-    return torch.cat(outputs, dim=2).to(query.dtype)
+            mask = _mask(pack, q.shape[2], stretch.keys, scores.window, q.device)
+            outputs.append(_by_products(q, k, v, mask, scores))
+    return torch.cat(outputs, dim=2)
 
 
-def _exact(tensor: torch.Tensor) -> torch.Tensor:
-    """On a CPU in float32 at least: there SDPA's backward pass in bfloat16 takes three times as long."""
-    return tensor if tensor.is_cuda else tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+class _FlashBlocks(torch.autograd.Function):
+    """SDPA's kernel for CPUs, in float32 at least (its backward pass in bfloat16 takes three times as long); repeated
+    keys are not kept, and what keys and values get from several branches and heads is summed in that precision."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pack: Pack, scores: Scores
+    ) -> torch.Tensor:
+        exact = torch.promote_types(query.dtype, torch.float32)
+        # Token by token, as the next layer reads it, and (1, heads, T, D) to look at.
+        output = torch.empty_like(query.transpose(1, 2), dtype=exact, memory_format=torch.contiguous_format)
+        output = output.transpose(1, 2)
+        sums = []
+        for stretch in pack.stretches:
+            own = slice(stretch.start, stretch.stop)
+            q, k, v, mask, causal = _inputs(query, key, value, pack, stretch, scores.window)
+            part, normalizers = _FLASH(q, k, v, 0.0, causal, attn_mask=mask, scale=scores.scaling)
+            output[:, :, own] = part
+            sums.append(normalizers)
+        ctx.save_for_backward(query, key, value, output, *sums)
+        ctx.pack, ctx.scores = pack, scores
+        return output.to(query.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, slopes: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        query, key, value, output, *sums = ctx.saved_tensors
+        pack, scores = ctx.pack, ctx.scores
+        to_query = torch.empty_like(output)
+        to_key, to_value = (torch.zeros_like(one, dtype=output.dtype) for one in (key, value))
+        slopes = slopes.to(output.dtype)
+        for stretch, normalizers in zip(pack.stretches, sums, strict=True):
+            own = slice(stretch.start, stretch.stop)
+            q, k, v, mask, causal = _inputs(query, key, value, pack, stretch, scores.window)
+            to_query[:, :, own], *others = _FLASH_BACKWARD(
+                slopes[:, :, own], q, k, v, output[:, :, own], normalizers, 0.0, causal, attn_mask=mask,
+                scale=scores.scaling,
+            )  # fmt: skip
+            before = stretch.prompt[1] - stretch.prompt[0]
+            for total, part in zip((to_key, to_value), others, strict=True):
+                part = part.unflatten(1, (total.shape[1], -1)).sum(2)
+                total[:, :, slice(*stretch.prompt)] += part[:, :, :before]
+                total[:, :, own] += part[:, :, before:]
+        kinds = query.dtype, key.dtype, value.dtype
+        return *(one.to(kind) for one, kind in zip((to_query, to_key, to_value), kinds, strict=True)), None, None
+
+
+_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def _inputs(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pack: Pack, stretch: Stretch, window: int | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, bool]:
+    """What SDPA gets for a stretch: queries, keys and values for all heads in float32, mask, and whether causal."""
+    q = query[:, :, stretch.start : stretch.stop]
+    exact = torch.promote_types(q.dtype, torch.float32)
+    k, v = _for_all_heads(q, *(_keys(one, stretch).to(exact) for one in (key, value)))
+    mask, causal = _float_mask(pack, stretch, window, q)
+    return q.to(exact), k, v, mask, causal
+
+
+def _keys(tensor: torch.Tensor, stretch: Stretch) -> torch.Tensor:
+    """(1, heads, K, D): the part of keys or values that a stretch may attend to."""
+    own = tensor[:, :, stretch.start : stretch.stop]
+    return own if stretch.prompt == (0, 0) else torch.cat([tensor[:, :, slice(*stretch.prompt)], own], dim=2)
+
+
+def _float_mask(
+    pack: Pack, stretch: Stretch, window: int | None, like: torch.Tensor
+) -> tuple[torch.Tensor | None, bool]:
+    """A mask to add to a stretch's scores, or none where it is simply causal."""
+    queries = stretch.stop - stretch.start
+    if queries == stretch.keys and (window is None or window >= queries):
+        return None, queries > 1
+    kind = torch.promote_types(like.dtype, torch.float32) if like.device.type == "cpu" else like.dtype
+    name = (queries, stretch.keys, window, like.device, kind)
+    if name not in pack.masks:
+        seen = _mask(pack, queries, stretch.keys, window, like.device)
+        pack.masks[name] = torch.zeros(seen.shape, dtype=kind, device=like.device).masked_fill_(~seen, -torch.inf)
+    return pack.masks[name], False
 
 
 def dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pack: Pack, scores: Scores) -> torch.Tensor:
