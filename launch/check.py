@@ -38,6 +38,7 @@ NULLABLE: dict[str, tuple[type, ...]] = {
     "model.load_from": (str,),
     "model.lora.rank": (int,),
     "model.lora.targets": (list,),
+    "model.lora.quantize": (str,),
     "model.block_name": (str,),
     "model.max_grad_norm": (float,),
     "model.human_prefix": (str,),
