@@ -121,6 +121,26 @@ def build_model(config: DictConfig, device: torch.device, load_from: str | None)
     return loaded.to(device)
 
 
+def build_start(config: DictConfig, device: torch.device) -> PreTrainedModel:
+    """What policy and reference start from, `load_from` included, with 4-bit weights where the config wants them."""
+    import torch
+
+    model = config.model
+    if model.lora.quantize is None:
+        return build_model(config, device, model.load_from)
+    from models.quantization import quantize, refuse_device
+
+    refuse_device(device)
+    start = build_model(config, torch.device("cpu"), model.load_from)
+    quantize(start, model.lora.quantize)
+    return start.to(device)
+
+
+def build_saved(config: DictConfig, device: torch.device, saved: str | None) -> PreTrainedModel:
+    """The policy of a checkpoint; without one, what it would start from."""
+    return build_start(config, device) if saved is None else build_model(config, device, saved)
+
+
 def build_policy(config: DictConfig, start: PreTrainedModel, reference: Reference | None) -> PreTrainedModel:
     """The model that is trained: `start` itself, all of it or with a LoRA adapter, which the reference does without."""
     import torch
@@ -135,7 +155,7 @@ def build_policy(config: DictConfig, start: PreTrainedModel, reference: Referenc
         return start.requires_grad_(True)
     targets = None if model.lora.targets is None else list(model.lora.targets)
     adapter = lora.Adapter(model.lora.rank, model.lora.alpha, model.lora.dropout, targets)
-    base = lora.Base(model.name_or_path, model.load_from, config.seed, weights_digest(start))
+    base = lora.Base(model.name_or_path, model.load_from, config.seed, weights_digest(start), model.lora.quantize)
     lora.add_adapter(start, adapter, base, getattr(torch, model.policy_dtype), config.seed)
     if reference is not None and model.reference_dtype == model.policy_dtype:
         reference.borrow(start, lambda: lora.without_adapter(start))
@@ -158,7 +178,7 @@ def build_reference(config: DictConfig, device: torch.device, start: PreTrainedM
     dtype = getattr(torch, config.model.reference_dtype)
 
     def load() -> PreTrainedModel:
-        return build_model(config, device, config.model.load_from)
+        return build_start(config, device)
 
     if not config.cache_reference:
         return Reference(load, dtype)

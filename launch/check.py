@@ -38,6 +38,7 @@ NULLABLE: dict[str, tuple[type, ...]] = {
     "model.load_from": (str,),
     "model.lora.rank": (int,),
     "model.lora.targets": (list,),
+    "model.lora.quantize": (str,),
     "model.block_name": (str,),
     "model.max_grad_norm": (float,),
     "model.human_prefix": (str,),
@@ -58,11 +59,12 @@ MODES = {"train.py": ("train", "inspect"), "eval.py": ("sample", "eval", "export
 CHOICES: dict[str, tuple[str, ...]] = {
     "device": ("auto", "cpu", "cuda", "mps"),
     "pair_weight": ("mean", "product"),
-    "optimizer": ("AdamW", "Adam", "RMSprop", "SGD"),
+    "optimizer": ("AdamW", "Adam", "RMSprop", "SGD", "AdamW8bit", "PagedAdamW8bit"),
     "scheduler": ("constant", "linear", "cosine"),
     "split": ("test", "train"),
     "model.policy_dtype": ("float32", "bfloat16", "auto"),
     "model.reference_dtype": ("float32", "bfloat16", "auto"),
+    "model.lora.quantize": ("nf4",),
     "datasets.*.score_pairs": ("best_worst", "all"),
 }
 

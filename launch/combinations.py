@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from dataloaders.resolve import ROOT, did_you_mean, top_level_names
 from launch.resolve import class_roles, find_source, loss_parameters
 from launch.run_folder import run_folder
+from models.optional import need_bitsandbytes
 
 TEST_ONLY = ("get_alpacaeval",)
 
@@ -21,9 +22,10 @@ def check_combinations(config: DictConfig, script: str) -> None:
 
     Raises:
         ValueError: a trainer, DataLoader or data set's function that cannot be found; a loss that does not fit its
-            DataLoader or needs a reference; a file that is missing or empty; training on test-only
-            data; overwriting a run that is read from.
+            DataLoader or needs a reference; 4-bit weights without an adapter; a library that is not installed; a file
+            that is missing or empty; training on test-only data; overwriting a run that is read from.
     """
+    _check_bitsandbytes(config, script)
     _check_loss(config.loss)
     if "datasets" not in config or not config.datasets:
         raise ValueError("no data set is selected: choose with datasets=[everyday], say.")
@@ -45,6 +47,20 @@ def check_combinations(config: DictConfig, script: str) -> None:
                 _check_file(f"datasets.{name}.{key}", file)
     if script == "train.py" and config.overwrite:
         _check_overwritten(config)
+
+
+def _check_bitsandbytes(config: DictConfig, script: str) -> None:
+    lora = config.model.lora
+    if lora.quantize is not None:
+        setting = f"model.lora.quantize={lora.quantize}"
+        if lora.rank is None:
+            raise ValueError(
+                f"{setting} keeps frozen weights in 4 bits, and without LoRA none are frozen: set model.lora.rank=16, "
+                "say."
+            )
+        need_bitsandbytes(setting)
+    if script == "train.py" and config.optimizer.endswith("8bit"):
+        need_bitsandbytes(f"optimizer={config.optimizer}")
 
 
 def _check_overwritten(config: DictConfig) -> None:

@@ -83,12 +83,12 @@ def sample(config: DictConfig, saved: str | None) -> Path:
     path = Path(config.samples_dir) / f"{config.exp_name}.json"
     check_writable(path)
     device = build.build_device(config.device)
-    policy = build.build_model(config, device, saved or config.model.load_from)
+    policy = build.build_saved(config, device, saved)
     responses = respond(config, policy, example_tokenizer, prompts, "policy")
     for entry, (text, reason, _) in zip(samples, responses, strict=True):
         entry |= {"policy": text, "finish_reason": reason}
     if config.sample_reference:
-        reference = build.build_model(config, device, config.model.load_from)
+        reference = build.build_start(config, device)
         others = respond(config, reference, example_tokenizer, prompts, "reference")
         ids = [completion for _, _, completion in responses]
         logps = [
@@ -270,7 +270,7 @@ def evaluate(config: DictConfig, folder: Path, saved: str | None) -> dict[str, f
     distributed.start(device)
     tokenizer: PreTrainedTokenizerBase = build.build_tokenizer(config, saved)
     loader = build.build_loader(config, build.build_example_tokenizer(config, tokenizer), config.split)
-    policy = build.build_model(config, device, saved or config.model.load_from)
+    policy = build.build_saved(config, device, saved)
     check_vocabulary(policy, tokenizer)
     check_weights(policy)
     rows = loader.fixed_rows(config.n_eval_examples)

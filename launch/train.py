@@ -15,6 +15,7 @@ from launch import build, inspection
 from launch.run_folder import begin, begun, claim, finish
 from models.loading import locate
 from models.memory import keep_freed_memory
+from models.quantization import refuse_device
 from models.shapes import describe
 from trainers import distributed
 from trainers.basic import BasicTrainer
@@ -33,6 +34,8 @@ def run(config: DictConfig) -> dict[str, float]:
     keep_freed_memory()
     device = build.build_device(config.device)
     build.settle_dtypes(config, device)
+    if config.model.lora.quantize is not None:
+        refuse_device(device)
     distributed.start(device)
     locate(config.model.name_or_path, config.cache_dir)
     if config.model.load_from is not None:
@@ -135,7 +138,7 @@ def _trainer(
     tokenizer: object,
 ) -> BasicTrainer:
     torch.manual_seed(config.seed)
-    start = build.build_model(config, device, config.model.load_from)
+    start = build.build_start(config, device)
     check_vocabulary(start, tokenizer)
     check_weights(start)
     check_positions(start, config.model.max_length)

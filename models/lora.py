@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from models.precision import cast_weights
+from models.quantization import dequantize, quantize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,12 +41,16 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Base:
-    """The weights that an adapter belongs to: how they were named, and the SHA-256 of what was loaded."""
+    """The weights that an adapter belongs to: how they were named, and the SHA-256 of what was loaded.
+
+    `quantize` is how they were then quantized, or None; the hash is one of both.
+    """
 
     name_or_path: str
     load_from: str | None
     seed: int
     digest: str
+    quantize: str | None = None
 
 
 def add_adapter(model: PreTrainedModel, adapter: Adapter, base: Base, dtype: torch.dtype, seed: int) -> None:
@@ -100,6 +105,8 @@ def merge_saved(
 ) -> PreTrainedModel:
     """The model of a policy.pt that holds an adapter: its base with B A added to the weights.
 
+    Of a quantized base these are the weights that its codes stand for, in float32: what the adapter was trained on.
+
     Args:
         contents: of the file at `path`.
         load_base: loads the weights that the adapter belongs to.
@@ -115,12 +122,16 @@ def merge_saved(
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} holds an adapter that this version does not understand ({error}).") from error
     model = load_base(base)
+    if base.quantize is not None:
+        quantize(model, base.quantize)
     if digest(model) != base.digest:
         start = base.name_or_path + (f" with the weights of {base.load_from}" if base.load_from else "")
         raise ValueError(
             f"{path} is an adapter for {start}, as it was when it was trained; what is there now has other weights, so "
             "the two do not fit together. Restore it, or name where it is now by ++model.name_or_path=..."
         )
+    if base.quantize is not None:
+        dequantize(model)
     tuner = _inject(model, adapter)
     own, state = adapter_weights(model), contents["state"]
     if own.keys() != state.keys() or any(own[name].shape != state[name].shape for name in own):
@@ -149,7 +160,7 @@ def _inject(model: PreTrainedModel, adapter: Adapter) -> Any:
 
 
 def _is_linear(module: torch.nn.Module) -> bool:
-    return type(module).__name__ in ("Linear", "Conv1D")
+    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def _switch(model: torch.nn.Module, on: bool) -> None:

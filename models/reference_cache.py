@@ -167,7 +167,14 @@ _NOT_MATHS = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "
 
 
 def weights_digest(model: PreTrainedModel) -> str:
-    """SHA-256 of a model's config and weights, whatever file they came from."""
+    """SHA-256 of a model's config and weights, whatever file they came from.
+
+    Of quantized weights it is one of what they were before and of how they were quantized: scales that are means have
+    other last bits on another machine.
+    """
+    origin = getattr(model, "quantized_from", None)
+    if origin is not None:
+        return hashlib.sha256(origin.encode()).hexdigest()
     config = {key: value for key, value in model.config.to_dict().items() if key not in _NOT_MATHS}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     state = model.state_dict()

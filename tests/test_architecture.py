@@ -32,6 +32,7 @@ _ENGINE = tuple(
         "probe",
         "precision",
         "lora",
+        "quantization",
         "reference",
         "reference_cache",
         "generation/hf",
@@ -42,7 +43,7 @@ HEAVY = {
     "transformers": (*_ENGINE, "trainers/basic.py"),
     **dict.fromkeys(
         ("datasets", "pyarrow", "pandas", "openai", "wandb", "matplotlib", "scipy", "accelerate", "safetensors",
-         "tokenizers", "peft", "vllm", "lm_eval", "detoxify", "scrubadub"), (),
+         "tokenizers", "peft", "bitsandbytes", "vllm", "lm_eval", "detoxify", "scrubadub"), (),
     ),
 }  # fmt: skip
 """Libraries that take long to import, and where they may be imported at the top: what cannot work without them."""

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from models.optional import bitsandbytes
+
 
 def make_optimizer(
     name: str,
@@ -19,13 +21,16 @@ def make_optimizer(
     beta2: float,
     eps: float,
 ) -> torch.optim.Optimizer:
-    """An optimizer of torch.optim by its class name; it gets those of the settings that it knows.
+    """An optimizer of torch.optim by its class name, or of bitsandbytes where that ends in 8bit.
+
+    It gets those of the settings that it knows.
 
     Weight decay acts on matrices, not on biases and norms.
     """
-    kind = getattr(torch.optim, name, None)
+    module = bitsandbytes(f"optimizer={name}").optim if name.endswith("8bit") else torch.optim
+    kind = getattr(module, name, None)
     if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
-        raise ValueError(f"optimizer={name} is not a class of torch.optim (AdamW, Adam, RMSprop, SGD, ...).")
+        raise ValueError(f"optimizer={name} is not a class of {module.__name__} (AdamW, Adam, RMSprop, SGD, ...).")
     settings = {"lr": lr, "betas": (beta1, beta2), "eps": eps, "fused": True}  # one pass over memory, no temporaries
     known = inspect.signature(kind).parameters
     parameters = [parameter for parameter in parameters if parameter.requires_grad]

@@ -76,6 +76,8 @@ MISTAKES = {
     "datasets.everyday.weight=0": r"above 0",
     "datasets.everyday.test_fraction=1.0": r"below 1",
     "optimizer=adam": r"must be one of AdamW, .* \(did you mean 'Adam'\?\)",
+    "model.lora.quantize=int4": r"must be one of nf4",
+    "model.lora.quantize=nf4": r"without LoRA none are frozen: set model\.lora\.rank=16",
     "scheduler=cosin": r"did you mean 'cosine'",
     "device=gpu": r"must be one of auto, cpu, cuda, mps",
     "pair_weight=sum": r"must be one of mean, product",

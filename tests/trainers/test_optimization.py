@@ -1,6 +1,8 @@
 """Optimizers, schedules and clipping, by hand."""
 
+import importlib.util
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -58,6 +60,60 @@ def test_settings_reach_the_optimizers_that_have_them(name: str, expected: dict)
     assert {key: optimizer.param_groups[0][key] for key in expected} == expected
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
     assert [len(group["params"]) for group in optimizer.param_groups] == [1, 1]
+
+
+def descended(name: str, steps: int) -> tuple[torch.optim.Optimizer, torch.Tensor, torch.nn.Parameter]:
+    """In a valley of unequal curvatures: an optimizer after some steps, the way of one matrix, and the matrix."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        weight = torch.nn.Parameter(torch.randn(256, 256))
+        target, curvature = torch.randn(256, 256), torch.rand(256, 256) + 0.1
+    optimizer = make_optimizer(name, [weight], lr=0.02, weight_decay=0.1, beta1=0.9, beta2=0.99, eps=1e-8)
+    way = [weight.detach().clone()]
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (curvature * (weight - target).square()).sum().backward()
+        optimizer.step()
+        way.append(weight.detach().clone())
+    return optimizer, torch.stack(way), weight
+
+
+def state_bytes(optimizer: torch.optim.Optimizer, weight: torch.nn.Parameter) -> int:
+    tensors = [value for value in optimizer.state[weight].values() if torch.is_tensor(value)]
+    return sum(one.numel() * one.element_size() for one in tensors)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="requirements-bitsandbytes.txt is not installed"
+)
+@pytest.mark.filterwarnings("ignore:Paged optimizers")
+@pytest.mark.parametrize("name", ["AdamW8bit", "PagedAdamW8bit"])
+def test_eight_bits_follow_adamw(name: str):
+    """Prevents another optimizer under that name (lost decay, betas or learning rate), and state that saves nothing."""
+    exact, way, weight = descended("AdamW", 5)
+    ours, found, own = descended(name, 5)
+    assert tiny.relative(way[-1] - way[0], found[-1] - found[0]) < 0.04  # without the decay it is 0.09
+    assert ours.param_groups[0]["betas"] == (0.9, 0.99)
+    assert state_bytes(ours, own) < 0.3 * state_bytes(exact, weight)
+    saved = ours.state_dict()
+    other, _, again = descended(name, 0)
+    other.load_state_dict(saved)
+    again.data.copy_(own.data)
+    for optimizer, one in ((ours, own), (other, again)):
+        one.grad = torch.ones_like(one)
+        optimizer.step()
+    assert torch.equal(own, again), "a resume from its saved state"
+
+
+def test_eight_bit_optimizers_are_those_of_bitsandbytes(monkeypatch):
+    """Prevents settings that do not reach them, where bitsandbytes is not installed to try it."""
+    library = SimpleNamespace(optim=torch.optim)
+    monkeypatch.setattr("trainers.optimization.bitsandbytes", lambda setting: library)
+    monkeypatch.setattr(torch.optim, "AdamW8bit", torch.optim.AdamW, raising=False)
+    optimizer = make_optimizer("AdamW8bit", [torch.nn.Parameter(torch.ones(2, 2))], **SETTINGS)
+    assert optimizer.param_groups[0]["betas"] == (0.7, 0.8) and optimizer.param_groups[0]["weight_decay"] == 0.3
+    with pytest.raises(ValueError, match="optimizer=AdamX8bit is not a class"):
+        make_optimizer("AdamX8bit", [torch.nn.Parameter(torch.ones(1))], **SETTINGS)
 
 
 def test_an_unknown_optimizer_is_named():
