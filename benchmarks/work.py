@@ -29,6 +29,7 @@ from dataloaders.tokenization import ExampleTokenizer, Response
 from dataloaders.unpaired import UnpairedPreferenceDataLoader
 from launch.build import build_policy
 from launch.compose import compose
+from models.compilation import compile_blocks
 from models.loading import load_model, load_tokenizer
 from models.memory import keep_freed_memory
 from models.reference import Reference
@@ -113,6 +114,7 @@ def make_trainer(options: argparse.Namespace, model: str, tokenizer: Any, device
         "lr": options.lr, "warmup": 0.0, "weight_decay": 0.0, "model.policy_dtype": dtype,
         "model.reference_dtype": dtype, "model.tokens_per_microbatch": options.tokens_per_microbatch,
         "model.activation_checkpointing": options.checkpointing, "model.lora.rank": options.lora,
+        "model.compile": options.compile, "optimizer": options.optimizer,
     }  # fmt: skip
     for key, value in settings.items():
         OmegaConf.update(config, key, value)
@@ -125,7 +127,14 @@ def make_trainer(options: argparse.Namespace, model: str, tokenizer: Any, device
     cache, digest = None, weights_digest(start)  # which also reads the weights, so that they are in memory
     if options.cache:
         cache = ReferenceCache(folder_for(options.cache, digest, getattr(torch, dtype), device))
-    reference = Reference(load, getattr(torch, dtype), cache)
+
+    def load_reference() -> Any:
+        model = load()
+        if options.compile:
+            compile_blocks(model)
+        return model
+
+    reference = Reference(load_reference, getattr(torch, dtype), cache)
     policy = build_policy(config, start, reference)
     if cache is None or not len(cache):
         weights_digest(reference.model)
@@ -243,6 +252,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--lr", type=float, default=1e-6)
     made.add_argument("--tokens-per-microbatch", type=int, default=1024)
     made.add_argument("--checkpointing", action="store_true")
+    made.add_argument("--compile", action="store_true")
+    made.add_argument("--optimizer", default="AdamW")
     made.add_argument("--cache", help="folder of reference values, for runs to share")
     return made
 

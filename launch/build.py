@@ -149,6 +149,10 @@ def build_policy(config: DictConfig, start: PreTrainedModel, reference: Referenc
     from models.reference_cache import weights_digest
 
     model = config.model
+    if model.compile:
+        from models.compilation import compile_blocks
+
+        compile_blocks(start)
     if model.activation_checkpointing:
         start.activation_checkpointing_enable({"use_reentrant": False})
     if model.lora.rank is None:
@@ -178,7 +182,12 @@ def build_reference(config: DictConfig, device: torch.device, start: PreTrainedM
     dtype = getattr(torch, config.model.reference_dtype)
 
     def load() -> PreTrainedModel:
-        return build_start(config, device)
+        model = build_start(config, device)
+        if config.model.compile:  # as the policy is: else the two would round differently from the first step on
+            from models.compilation import compile_blocks
+
+            compile_blocks(model)
+        return model
 
     if not config.cache_reference:
         return Reference(load, dtype)

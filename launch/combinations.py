@@ -58,6 +58,8 @@ def _check_bitsandbytes(config: DictConfig, script: str) -> None:
                 f"{setting} keeps frozen weights in 4 bits, and without LoRA none are frozen: set model.lora.rank=16, "
                 "say."
             )
+        if config.model.compile:
+            raise ValueError(f"{setting} and model.compile=true do not go together: leave one of them out.")
         need_bitsandbytes(setting)
     if script == "train.py" and config.optimizer.endswith("8bit"):
         need_bitsandbytes(f"optimizer={config.optimizer}")

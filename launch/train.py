@@ -13,6 +13,7 @@ from dataloaders.base import DataLoader
 from dataloaders.resolve import did_you_mean, resolve
 from launch import build, inspection
 from launch.run_folder import begin, begun, claim, finish
+from models.compilation import refuse_without_compiler
 from models.loading import locate
 from models.memory import keep_freed_memory
 from models.quantization import refuse_device
@@ -36,6 +37,8 @@ def run(config: DictConfig) -> dict[str, float]:
     build.settle_dtypes(config, device)
     if config.model.lora.quantize is not None:
         refuse_device(device)
+    if config.model.compile:
+        refuse_without_compiler(device)
     distributed.start(device)
     locate(config.model.name_or_path, config.cache_dir)
     if config.model.load_from is not None:

@@ -55,7 +55,7 @@ def use_tree_rows(model: PreTrainedModel) -> bool:
             "padding costs time and memory.", type(model).__name__, reason,
         )  # fmt: skip
         return False
-    if lean:
+    if lean and not getattr(model, "has_compiled_blocks", False):
         slim(model)
     model.plain_attention = model.config._attn_implementation
     model.set_attn_implementation(tree_attention.NAME)

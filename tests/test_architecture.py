@@ -29,6 +29,8 @@ _ENGINE = tuple(
         "logprobs",
         "tree_attention",
         "head",
+        "lean",
+        "compilation",
         "probe",
         "precision",
         "lora",

@@ -307,7 +307,7 @@ def test_activation_checkpointing_changes_nothing(family: str):
                 module.attention_dropout = 0.0
         use_tree_rows(model)
         if checkpoints:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
         passes: list[int] = []
         model.base_model.layers[0].mlp.register_forward_pre_hook(lambda *_, passes=passes: passes.append(1))
         torch.cat(branch_logps(model.train(), rows)).sum().backward()
