@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import operator
 import os
 import platform
 import statistics
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from tqdm import tqdm
 HERE = Path(__file__).resolve().parent
 OURS = [sys.executable, "-m", "benchmarks.work"]
 PEER_SETTINGS = {"batch 1 x accumulation 4": ["--batch", "1", "--accum", "4"], "batch 4": ["--batch", "4"]}
-BUDGETS = {"fp32": 512, "bf16": 1024}
+BUDGETS = {"fp32": 448, "bf16": 1024}
 """Tokens of a forward pass: ours at its best here. More is faster in bfloat16 and takes more memory."""
 GROWTH = [
     *({"prompt": p, "response": r, "responses": 2} for p, r in ((64, 256), (128, 128), (256, 64))),
@@ -71,10 +73,11 @@ def theirs(options: argparse.Namespace, method: str, dtype: str, setting: list[s
 
 
 def beside(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """All settings of both sides, in turn, `--repeats` times."""
+    """All settings of both sides, in turn; after that ours again, and the peer's `--peer-repeats` times in all."""
     runs: dict[tuple[str, str, str, str, bool], list[dict[str, Any]]] = {}
     kinds = [(method, dtype) for method in options.methods for dtype in options.dtypes]
-    progress = tqdm(total=options.repeats * len(kinds) * (len(PEER_SETTINGS) + 2), desc="measuring", unit="run")
+    total = len(kinds) * (options.repeats * 2 + options.peer_repeats * len(PEER_SETTINGS))
+    progress = tqdm(total=total, desc="measuring", unit="run")
     # The first run ever converts the weights, which would count as memory that was there before the training.
     run([*OURS, "--pairs", "1", "--step", "1"])
     with tempfile.TemporaryDirectory() as folder:
@@ -84,9 +87,10 @@ def beside(options: argparse.Namespace) -> list[dict[str, Any]]:
                 setting = f"packs of {BUDGETS[dtype]} tokens"
                 for name, arguments in PEER_SETTINGS.items():
                     cached = name != next(iter(PEER_SETTINGS))  # ours without and with cached references, in between
-                    result = theirs(options, method, dtype, arguments)
-                    runs.setdefault(("trl", method, dtype, name, False), []).append(result)
-                    progress.update()
+                    if repeat < options.peer_repeats:
+                        result = theirs(options, method, dtype, arguments)
+                        runs.setdefault(("trl", method, dtype, name, False), []).append(result)
+                        progress.update()
                     result = ours(options, method, dtype, cache)
                     if result["cached"] != cached:
                         sys.exit("the reference cache did not do what this measurement takes for granted")
@@ -119,10 +123,14 @@ def record(key: tuple[str, str, str, str, bool], runs: list[dict[str, Any]], tok
         work = [one for each in runs for one in each["gigaflops"]]
         steps = [one for each in runs for one in each["steps"]]
         each_step = [gigaflops / seconds for gigaflops, seconds in zip(work, steps, strict=True)]
+        around = [statistics.mean(pair) for one in runs for pair in pairwise(one["matmul_gflops_per_second"])]
+        shares = [own / rate for own, rate in zip(each_step, around, strict=True)]
         made |= {
             "gflops_per_second": round(sum(work) / sum(steps), 1),
             "gflops_per_second_of_the_median_step": round(statistics.median(each_step), 1),
             "matmul_gflops_per_second": [rate for one in runs for rate in one["matmul_gflops_per_second"]],
+            "share_of_matmul_rate": round(sum(work) / sum(map(operator.mul, steps, around)), 3),
+            "share_of_the_median_step": round(statistics.median(shares), 3),
             "unique_share": round(runs[0]["tokens/unique_share"], 3),
         }
     return made
@@ -161,9 +169,8 @@ def table(records: list[dict[str, Any]]) -> str:
         speed = one["tokens_per_second"] / max(r["tokens_per_second"] for r in peer)
         memory = one["added_mb"] / min(r["added_mb"] for r in peer)
         share = ""
-        if "matmul_gflops_per_second" in one:
-            rate = statistics.mean(one["matmul_gflops_per_second"])
-            share = f"{one['gflops_per_second_of_the_median_step'] / rate:.2f}"
+        if "share_of_matmul_rate" in one:
+            share = f"{one['share_of_matmul_rate']:.2f}, median step {one['share_of_the_median_step']:.2f}"
         name = f"{one['method'].upper()} {one['dtype']} {'TRL' if one['implementation'] == 'trl' else 'Aureole'}"
         setting = one["setting"] + (", cached reference" if one["cached"] else "")
         low, high = one["spread"]
@@ -196,7 +203,8 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["dpo", "kto"])
     parser.add_argument("--dtypes", nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--pairs", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=2, help="runs of ours")
+    parser.add_argument("--peer-repeats", type=int, default=1, help="of them beside the peer's, which take longest")
     parser.add_argument("--only", choices=["beside", "growth"])
     options = parser.parse_args()
     options.data, options.peer = (os.path.abspath(path) for path in (options.data, options.peer))

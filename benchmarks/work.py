@@ -220,8 +220,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
         losses.append(averages.means()["loss"])
+        rates.append(matmul_rate(dtype, device))  # between steps: a shared machine's speed changes within minutes
     peak = peak_memory_gb(device)
-    rates.append(matmul_rate(dtype, device))
     tokens = [trainer._tokens(rows) for rows in steps]
     work = [flops(trainer, rows, cached) for rows in steps]
     return {

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import gpu
-from benchmarks.speed import largest_difference, table
+from benchmarks.speed import largest_difference, record, table
 from benchmarks.work import flops, made_up_steps, measure, parser
 from tests import tiny
 from tests.readme import ROOT
@@ -95,9 +95,21 @@ def test_the_table_is_to_the_peers_best():
         common | {"implementation": "trl", "setting": "batch 1 x accumulation 4", "tokens_per_second": 20.0,
                   "added_mb": 2000, "losses": [0.5, 0.9]},
         common | {"implementation": "aureole", "setting": "packs", "tokens_per_second": 50.0, "added_mb": 1000,
-                  "losses": [0.5, 0.41], "gflops_per_second_of_the_median_step": 80.0,
-                  "matmul_gflops_per_second": [90.0, 110.0]},
+                  "losses": [0.5, 0.41], "share_of_matmul_rate": 0.7, "share_of_the_median_step": 0.8},
     ]  # fmt: skip
     last = table(records).splitlines()[-1]
-    assert "| 50 (1-1) | 2.50 | 4.0 | 1.0 | 0.50 | 0.80 |" in last
+    assert "| 50 (1-1) | 2.50 | 4.0 | 1.0 | 0.50 | 0.70, median step 0.80 |" in last
     assert largest_difference(records) == pytest.approx(0.01)
+
+
+def test_the_share_of_the_matmul_rate_follows_the_machine():
+    """Prevents a share of a rate that the machine had at another time: each step has the products around it."""
+    run = {
+        "seconds": 4.0, "steps": [1.0, 1.0, 2.0], "gigaflops": [60.0, 80.0, 80.0], "losses": [0.5],
+        "matmul_gflops_per_second": [100.0, 140.0, 60.0, 40.0], "rss_before_mb": 1, "rss_peak_mb": 2,
+        "tokens/unique_share": 0.5,
+    }  # fmt: skip
+    made = record(("aureole", "dpo", "fp32", "packs", False), [run], 100)
+    assert made["tokens_per_second"] == 25.0
+    # Around the steps: 120, 100, 50; of 320 that were possible 220 were done, in shares of 0.5, 0.8, 0.8.
+    assert made["share_of_matmul_rate"] == 0.688 and made["share_of_the_median_step"] == 0.8
