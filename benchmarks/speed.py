@@ -1,4 +1,4 @@
-"""`make bench`: speed and memory beside TRL on the same pairs, and how they grow. Writes speed.json and growth.json.
+"""`make bench`: speed and memory beside TRL on the same pairs, how they grow, and what options cost.
 
     python -m benchmarks.speed --data hh_harmless_base.jsonl.gz --peer trl_baseline.py --peer-python PYTHON
 
@@ -34,6 +34,15 @@ GROWTH = [
     *({"prompt": 128, "response": 64, "responses": n} for n in (2, 4, 8, 16)),
     *({"prompt": 64 * n, "response": 64 * n, "responses": 2} for n in (1, 2, 4)),
 ]
+
+OPTIONS = {
+    "as it is": [],
+    "model.activation_checkpointing=true": ["--checkpointing"],
+    "model.compile=true": ["--compile"],
+    "optimizer=AdamW8bit": ["--optimizer", "AdamW8bit"],
+    "model.lora.rank=16": ["--lora", "16"],
+    "model.lora.rank=16 model.lora.quantize=nf4": ["--lora", "16", "--quantize", "nf4"],
+}
 
 
 def run(command: list[str]) -> dict[str, Any]:
@@ -153,13 +162,32 @@ def growth() -> list[dict[str, Any]]:
     return rows
 
 
+def options_beside(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """What each option costs and gains in DPO; not counting the first step, which compiles."""
+    rows = []
+    with tqdm(total=len(OPTIONS) * len(options.dtypes), desc="options", unit="run") as progress:
+        for dtype in options.dtypes:
+            for name, arguments in OPTIONS.items():
+                command = [*OURS, "--data", options.data, "--pairs", "16", "--dtype", dtype, *arguments]
+                result = run([*command, "--tokens-per-microbatch", str(BUDGETS[dtype])])
+                later = sum(result["tokens_of_steps"][1:]) / sum(result["steps"][1:])
+                rows.append({
+                    "option": name, "dtype": dtype, "tokens_per_second": round(later, 1),
+                    "seconds_of_steps": [round(step, 2) for step in result["steps"]],
+                    "added_mb": round(result["rss_peak_mb"] - result["rss_before_mb"]),
+                    "peak_mb": round(result["rss_peak_mb"]), "losses": [round(loss, 4) for loss in result["losses"]],
+                })  # fmt: skip
+                progress.update()
+    return rows
+
+
 _OPTION = {"prompt": "--prompt-length", "response": "--response-length", "responses": "--responses"}
 
 
 def table(records: list[dict[str, Any]]) -> str:
     """The comparison as Markdown; ratios are to the peer's fastest, and memory to the peer's least."""
     lines = [
-        "| | setting | tokens/s | of TRL's best | peak memory, GB | added by training, GB | of TRL's least | "
+        "| | setting | tokens/s | of TRL's best | peak memory, GiB | added by training, GiB | of TRL's least | "
         "share of matmul rate |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -176,7 +204,7 @@ def table(records: list[dict[str, Any]]) -> str:
         low, high = one["spread"]
         lines.append(
             f"| {name} | {setting} | {one['tokens_per_second']:.0f} ({low:.0f}-{high:.0f}) | {speed:.2f} "
-            f"| {one['peak_mb'] / 1000:.1f} | {one['added_mb'] / 1000:.1f} | {memory:.2f} | {share} |"
+            f"| {one['peak_mb'] / 1024:.1f} | {one['added_mb'] / 1024:.1f} | {memory:.2f} | {share} |"
         )
     return "\n".join(lines)
 
@@ -205,20 +233,21 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=2, help="runs of ours")
     parser.add_argument("--peer-repeats", type=int, default=1, help="of them beside the peer's, which take longest")
-    parser.add_argument("--only", choices=["beside", "growth"])
+    parser.add_argument("--only", choices=["beside", "growth", "options"])
     options = parser.parse_args()
     options.data, options.peer = (os.path.abspath(path) for path in (options.data, options.peer))
     if os.sep in options.peer_python:
         options.peer_python = os.path.abspath(options.peer_python)
-    if options.only != "growth":
+    if options.only in (None, "beside"):
         records = beside(options)
         (HERE / "speed.json").write_text(json.dumps(records, indent=1) + "\n")
         print(table(records))
         print(f"largest difference of a step's loss in float32: {largest_difference(records):.1e}")
-    if options.only != "beside":
-        rows = growth()
-        (HERE / "growth.json").write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
-        print(json.dumps(rows, indent=1))
+    for name, measured in (("growth", growth), ("options", lambda: options_beside(options))):
+        if options.only in (None, name):
+            kept = {"version": commit(), "machine": machine(), "rows": measured()}
+            (HERE / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
+            print(json.dumps(kept["rows"], indent=1))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import argparse
 import itertools
 import json
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,6 +33,7 @@ from launch.compose import compose
 from models.compilation import compile_blocks
 from models.loading import load_model, load_tokenizer
 from models.memory import keep_freed_memory
+from models.quantization import quantize
 from models.reference import Reference
 from models.reference_cache import ReferenceCache, folder_for, weights_digest
 from models.tree_rows import Pack
@@ -114,14 +116,17 @@ def make_trainer(options: argparse.Namespace, model: str, tokenizer: Any, device
         "lr": options.lr, "warmup": 0.0, "weight_decay": 0.0, "model.policy_dtype": dtype,
         "model.reference_dtype": dtype, "model.tokens_per_microbatch": options.tokens_per_microbatch,
         "model.activation_checkpointing": options.checkpointing, "model.lora.rank": options.lora,
-        "model.compile": options.compile, "optimizer": options.optimizer,
+        "model.lora.quantize": options.quantize, "model.compile": options.compile, "optimizer": options.optimizer,
     }  # fmt: skip
     for key, value in settings.items():
         OmegaConf.update(config, key, value)
     shape = OmegaConf.to_container(config.model.shape, resolve=True)
 
     def load() -> Any:
-        return load_model(model, shape=shape).to(device)
+        loaded = load_model(model, shape=shape)
+        if options.quantize:
+            quantize(loaded, options.quantize)
+        return loaded.to(device)
 
     start = load()
     cache, digest = None, weights_digest(start)  # which also reads the weights, so that they are in memory
@@ -145,30 +150,39 @@ def make_trainer(options: argparse.Namespace, model: str, tokenizer: Any, device
 
 
 def flops(trainer: BasicTrainer, rows: Sequence[Row], cached: bool) -> float:
-    """Floating-point operations that a step needs: 2 for each weight and token forward, 4 backward, and attention.
+    """Floating-point operations that a step needs: for each weight and token 2 forward, 2 for the slope of its input,
+    and 2 more for its own where it is trained; and attention.
 
-    Prompts are counted once, the head at scored positions; nothing that is computed a second time is counted.
+    A prompt is counted once for all responses of a pass in the step, the head at scored positions, embeddings not at
+    all; nothing that is computed a second time is counted.
     """
     computer = trainer.computer
     policy_still, reference_still = (
         [role for which, role in computer._still if which == model] for model in ("policy", "reference")
     )
-    passes = [(computer.trained_roles, 6), (policy_still, 2)] + ([] if cached else [(reference_still, 2)])
-    return sum(factor * _forward(trainer, rows, roles) for roles, factor in passes if roles)
+    total = _pass(trainer, rows, computer.trained_roles, training=True) + _pass(trainer, rows, policy_still)
+    return total if cached else total + _pass(trainer, rows, reference_still, adapter=False)
 
 
-def _forward(trainer: BasicTrainer, rows: Sequence[Row], roles: Sequence[str]) -> float:
-    """Multiplications of one forward pass."""
+def _pass(
+    trainer: BasicTrainer, rows: Sequence[Row], roles: Sequence[str], training: bool = False, adapter: bool = True
+) -> float:
+    """Operations of a pass over some roles of a step; of a reference pass without what LoRA adds."""
+    if not roles:
+        return 0.0
     policy = trainer.policy
     config = policy.config.get_text_config()
-    head = policy.get_output_embeddings().weight.numel()
-    trunk = sum(
-        weight.numel()
-        for name, weight in policy.named_parameters()
-        if weight.ndim >= 2 and "embed" not in name and "lm_head" not in name
-    )
-    made, _ = trees(rows, roles, trainer.computer.budget)
+    made, _ = trees(rows, roles, budget=sys.maxsize)
     pack = Pack.of(made)
+    head = policy.get_output_embeddings()
+    total = 0.0
+    for name, module in policy.named_modules():
+        linear = isinstance(module, torch.nn.Linear)
+        if not (linear or type(module).__name__ == "Conv1D") or (".lora_" in name and not adapter):
+            continue
+        size = module.in_features * module.out_features if linear else module.weight.numel()
+        each = 2 + ((4 if module.weight.requires_grad else 2) if training else 0)
+        total += each * size * (len(pack.targets) if module is head else len(pack))
     queries = [stretch.stop - stretch.start for stretch in pack.stretches]
     seen = sum(
         n * (n + 1) / 2 + n * (stretch.prompt[1] - stretch.prompt[0])
@@ -176,11 +190,12 @@ def _forward(trainer: BasicTrainer, rows: Sequence[Row], roles: Sequence[str]) -
     )
     heads = config.num_attention_heads
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
-    return trunk * len(pack) + head * len(pack.targets) + 2 * width * config.num_hidden_layers * seen
+    return total + (6 if training else 2) * 2 * width * config.num_hidden_layers * seen
 
 
-def matmul_rate(dtype: torch.dtype, device: torch.device, size: int = 2048) -> float:
-    """Floating-point operations a second of square matrix products, the median of seven."""
+def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """Floating-point operations a second of square matrix products, the median of seven; larger ones on a GPU."""
+    size = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     seconds = []
     for _ in range(8):
@@ -252,6 +267,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--lr", type=float, default=1e-6)
     made.add_argument("--tokens-per-microbatch", type=int, default=1024)
     made.add_argument("--checkpointing", action="store_true")
+    made.add_argument("--quantize", help="nf4: the frozen weights of LoRA in 4 bits")
     made.add_argument("--compile", action="store_true")
     made.add_argument("--optimizer", default="AdamW")
     made.add_argument("--cache", help="folder of reference values, for runs to share")

@@ -183,7 +183,7 @@ def build_reference(config: DictConfig, device: torch.device, start: PreTrainedM
 
     def load() -> PreTrainedModel:
         model = build_start(config, device)
-        if config.model.compile:  # as the policy is: else the two would round differently from the first step on
+        if config.model.compile:  # as the policy is: in bfloat16 the two would round differently (cached values may)
             from models.compilation import compile_blocks
 
             compile_blocks(model)

@@ -28,7 +28,9 @@ def compile_blocks(model: PreTrainedModel, backend: str = "inductor") -> None:
     if not stacks:
         raise ValueError(f"{type(model).__name__} is no stack of blocks: set model.compile=false.")
     AttentionInterface.register(tree_attention.NAME, torch.compiler.disable(tree_attention.attend))
-    for block in max(stacks, key=len):
+    layers = model.config.get_text_config().num_hidden_layers
+    blocks = next((one for one in stacks if len(one) == layers), max(stacks, key=len))
+    for block in blocks:
         block.compile(dynamic=True, backend=backend)
     model.has_compiled_blocks = True
 

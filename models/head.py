@@ -95,7 +95,7 @@ class _TargetLogps(torch.autograd.Function):
                 logits, _ = head.finish(some)
                 normalizers.append(logits.logsumexp(dim=-1))
                 values.append(logits.gather(1, own[:, None])[:, 0] - normalizers[-1])
-        ctx.head = head
+        ctx.head, ctx.owner = head, weight  # itself: a saved tensor may come back as another one
         ctx.save_for_backward(hidden, weight, bias, targets, torch.cat(normalizers))
         return torch.cat(values)
 
@@ -116,7 +116,7 @@ class _TargetLogps(torch.autograd.Function):
             if to_hidden is not None:
                 torch.mm(gradient, weight, out=to_hidden[here])
             if wants_weight:
-                _add_product(summed_gradient(weight), gradient.t(), hidden[here])
+                _add_product(summed_gradient(ctx.owner), gradient.t(), hidden[here])
             if to_bias is not None:
                 to_bias += gradient.sum(dim=0, dtype=to_bias.dtype)
         return to_hidden, None, None, None if to_bias is None else to_bias.to(bias.dtype), None

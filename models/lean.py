@@ -68,11 +68,12 @@ def _offset_of_norm(module: torch.nn.Module) -> float | None:
     tried = torch.linspace(-1, 2, 2 * len(weight), device=weight.device, dtype=torch.float32).view(2, -1)
     with torch.no_grad():
         given = module(tried.to(weight.dtype)).float()
+    errors = {}
     for offset in (0.0, 1.0):
         ours = F.rms_norm(tried, weight.shape, weight.float() + offset, _epsilon(module))
-        if torch.allclose(given, ours, rtol=0.05, atol=0.05):
-            return offset
-    return None
+        errors[offset] = float((given - ours).norm() / ours.norm().clamp(min=1e-30))
+    offset = min(errors, key=errors.__getitem__)
+    return offset if errors[offset] < 0.02 else None
 
 
 def _epsilon(module: torch.nn.Module) -> float | None:
@@ -99,14 +100,13 @@ class _Lookup(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: torch.Tensor, ids: torch.Tensor, padding: int | None) -> torch.Tensor:
-        ctx.save_for_backward(weight, ids)
-        ctx.padding = padding
+        ctx.save_for_backward(ids)
+        ctx.owner, ctx.padding = weight, padding  # itself: a saved tensor may come back as another one
         return F.embedding(ids, weight)
 
     @staticmethod
     def backward(ctx: Any, slopes: torch.Tensor) -> tuple[None, ...]:
-        weight, ids = ctx.saved_tensors
-        total, ids = summed_gradient(weight), ids.flatten()
+        total, ids = summed_gradient(ctx.owner), ctx.saved_tensors[0].flatten()
         flat = slopes.reshape(len(ids), -1).to(total.dtype)
         if ctx.padding is not None:
             flat = flat * (ids != ctx.padding)[:, None]
@@ -115,7 +115,7 @@ class _Lookup(torch.autograd.Function):
 
 
 class _RMSNorm(torch.autograd.Function):
-    """w x / sqrt(mean(x^2) + epsilon) over the last dimension (Zhang and Sennrich 2019, equation 4)."""
+    """w x / sqrt(mean(x^2) + epsilon) over the last dimension (Zhang and Sennrich 2019, equation 4, and epsilon)."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: float, offset: float) -> torch.Tensor:
@@ -141,7 +141,10 @@ class _RMSNorm(torch.autograd.Function):
 
 
 class _GatedDown(torch.autograd.Function):
-    """(act(gate) * up) W' + b (SwiGLU and GEGLU; Shazeer 2020, equation 6); without W the product alone."""
+    """(act(gate) * up) W' + b (SwiGLU, and GEGLU with the tanh for GELU; Shazeer 2020, equation 6).
+
+    Without W it is the product alone.
+    """
 
     @staticmethod
     def forward(
@@ -165,10 +168,12 @@ class _GatedDown(torch.autograd.Function):
         gate, up, weight = ctx.saved_tensors
         act, slope_of_act = _ACTIVATIONS[ctx.activation]
         to_inner = slopes if weight is None else slopes @ weight
-        inner, to_gate, to_up = (_like(gate) for _ in range(3))
+        to_gate, to_up = _like(gate), _like(gate)
+        inner = _like(gate) if ctx.needs_input_grad[2] else to_up  # a frozen weight needs none: it is overwritten
         for product, left, right, slope, one, other in _slices(inner, to_gate, to_up, to_inner, gate, up):
             active = act(one)
-            torch.mul(active, other, out=product)
+            if inner is not to_up:
+                torch.mul(active, other, out=product)
             torch.mul(slope, active, out=right)
             left.copy_(slope_of_act(slope * other, one))
         to_weight = to_bias = None

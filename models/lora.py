@@ -62,13 +62,19 @@ def add_adapter(model: PreTrainedModel, adapter: Adapter, base: Base, dtype: tor
         seed: of A.
 
     Raises:
-        ValueError: when no linear layer has a name that ends like one of `adapter.targets`.
+        ValueError: when no linear layer has a name that ends like one of `adapter.targets`, or the head has.
     """
     model.requires_grad_(False)
     cast_weights(model, dtype)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         _inject(model, adapter)
+    for layer in (model.get_output_embeddings(), model.get_input_embeddings()):
+        if any(_MARK in f".{name}" for name, _ in layer.named_parameters()):
+            raise ValueError(
+                f"model.lora.targets={list(adapter.targets or [])} takes in the head or the embeddings, which are "
+                "computed without an adapter: name layers inside the blocks, or leave it at null."
+            )
     for weight in adapter_weights(model).values():
         weight.data = weight.data.float()
     model.adapter, model.adapter_base = adapter, base

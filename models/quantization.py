@@ -1,6 +1,6 @@
 """Frozen linear layers in 4 bits, as in QLoRA (Dettmers et al. 2023, arXiv 2305.14314).
 
-A weight is one of 16 levels, NF4, times the largest of its block of 64; these scales are kept in 8 bits themselves. A
+A weight is one of 16 levels, NF4, times the largest magnitude in its block of 64; these scales are kept in 8 bits. A
 layer computes with what this stands for, in its input's dtype. The conversions are those of bitsandbytes, its linear
 layer is not used: on a CPU with AVX512-BF16 that one computes something else, or fails, once it has evaluated.
 """

@@ -20,6 +20,8 @@ from transformers import AttentionInterface
 from models.tree_rows import Pack, Stretch
 
 NAME = "aureole_tree"
+_VARLEN_WIDTH = 256
+"""The largest D of the variable-length kernel."""
 
 
 class Scores(NamedTuple):
@@ -75,13 +77,14 @@ def attend(
     if pack is None or attention_mask is not None or dropout or query.shape[0] != 1 or query.shape[2] != len(pack):
         raise NotImplementedError(f"{type(module).__name__} does not give its attention what tree rows need")
     scores = Scores(scaling, sliding_window, softcap, s_aux)
-    return PATHS[path_for(query, scores)](query, key, value, pack, scores).transpose(1, 2), None
+    return PATHS[path_for(query, value.shape[-1], scores)](query, key, value, pack, scores).transpose(1, 2), None
 
 
-def path_for(query: torch.Tensor, scores: Scores) -> str:
-    """Which path computes an attention on this hardware."""
+def path_for(query: torch.Tensor, values: int, scores: Scores) -> str:
+    """Which path computes an attention on this hardware; `values` is the D of the values."""
     half = query.dtype in (torch.bfloat16, torch.float16)
-    if query.is_cuda and half and scores.plain and torch.cuda.get_device_capability() >= (8, 0):
+    fits = query.shape[-1] == values <= _VARLEN_WIDTH
+    if query.is_cuda and half and fits and scores.plain and torch.cuda.get_device_capability() >= (8, 0):
         return "varlen"
     return "blocks"
 

@@ -42,6 +42,25 @@ def test_flops_by_hand(method: str):
     assert flops(trainer, [row], cached=True) == wanted - 2 * both
 
 
+def test_flops_of_an_adapter_by_hand():
+    """Prevents a rate of LoRA that counts slopes of frozen weights, or adapters in the reference pass."""
+    row = tiny.row(range(10, 17), chosen=range(20, 24), rejected=range(30, 36))
+    trainer = tiny.trainer(DPOTrainer, "dpo")
+    plain = flops(trainer, [row], cached=True)
+    trainer.policy.requires_grad_(False)
+    tokens, size = 7 + 4 + 6, 16 * 16
+    frozen = flops(trainer, [row], cached=True)
+    weights = sum(module.weight.numel() for module in trainer.policy.modules() if isinstance(module, torch.nn.Linear))
+    head = trainer.policy.get_output_embeddings().weight.numel()
+    assert plain - frozen == 2 * ((weights - head) * tokens + head * 10)
+    layer = trainer.policy.base_model.layers[0].self_attn.o_proj
+    layer.add_module("lora_A", torch.nn.Linear(16, 16, bias=False))
+    assert flops(trainer, [row], cached=True) - frozen == 6 * size * tokens
+    assert flops(trainer, [row], cached=False) - flops(trainer, [row], cached=True) == 2 * (
+        (weights - head) * tokens + head * 10 + (plain - 6 * ((weights - head) * tokens + head * 10)) / 6
+    )
+
+
 def test_a_measurement_counts_what_was_done(tmp_path):
     """Prevents tokens that were not trained on, and a cached run that computes the reference after all."""
     options = parser().parse_args([*SMALL, "--cache", str(tmp_path), "--responses", "4"])
@@ -88,13 +107,13 @@ def test_lengths_are_those_of_the_data():
 
 def test_the_table_is_to_the_peers_best():
     """Prevents a ratio to the peer's worse setting."""
-    common = {"method": "kto", "dtype": "fp32", "cached": False, "spread": [1, 1], "peak_mb": 4000}
+    common = {"method": "kto", "dtype": "fp32", "cached": False, "spread": [1, 1], "peak_mb": 4096}
     records = [
-        common | {"implementation": "trl", "setting": "batch 4", "tokens_per_second": 10.0, "added_mb": 3000,
+        common | {"implementation": "trl", "setting": "batch 4", "tokens_per_second": 10.0, "added_mb": 3072,
                   "losses": [0.5, 0.4]},
         common | {"implementation": "trl", "setting": "batch 1 x accumulation 4", "tokens_per_second": 20.0,
-                  "added_mb": 2000, "losses": [0.5, 0.9]},
-        common | {"implementation": "aureole", "setting": "packs", "tokens_per_second": 50.0, "added_mb": 1000,
+                  "added_mb": 2048, "losses": [0.5, 0.9]},
+        common | {"implementation": "aureole", "setting": "packs", "tokens_per_second": 50.0, "added_mb": 1024,
                   "losses": [0.5, 0.41], "share_of_matmul_rate": 0.7, "share_of_the_median_step": 0.8},
     ]  # fmt: skip
     last = table(records).splitlines()[-1]

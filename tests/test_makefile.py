@@ -14,7 +14,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("config", "data", "dataloaders", "launch", "models", "reports", "scorers", "trainers")
-SCRIPTS = ("train.py", "eval.py", "compare.py", "requirements.txt", "requirements-dev.txt", "requirements-model.txt")
+SCRIPTS = (
+    "train.py",
+    "eval.py",
+    "compare.py",
+    "requirements.txt",
+    "requirements-dev.txt",
+    "requirements-model.txt",
+    "requirements-bitsandbytes.txt",
+)
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 

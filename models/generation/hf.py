@@ -54,10 +54,11 @@ class _Ended(StoppingCriteria):
 
 
 class Nucleus(LogitsProcessor):
-    """Temperature and top-p (Holtzman et al. 2020, arXiv 1904.09751, section 3.1) without a sort of the vocabulary.
+    """Top-p (Holtzman et al. 2020, arXiv 1904.09751, section 3.1) at a temperature, without a sort of the vocabulary.
 
     A few hundred tokens nearly always hold the nucleus; where they do not, more are looked at, and in the end all. What
-    is kept is the same either way: each token such that the likelier ones have less than `top_p` of the probability.
+    is kept is the same either way, but for which of equally likely tokens come first: each token such that those before
+    it have less than `top_p` of the probability.
     """
 
     CANDIDATES = (512, 8192)

@@ -11,6 +11,7 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from models import tree_attention
+from models.head import Head
 from models.lean import slim
 from models.logprobs import attention_of, packed_logps
 from models.precision import WorkingCopy
@@ -64,6 +65,24 @@ def test_norms(kind: type):
     norm = kind(8)
     norm.weight.data.normal_()
     compare(norm, 3 * torch.randn(2, 5, 8, dtype=torch.float64), 1e-5)  # theirs computes in float32 at most
+
+
+def test_a_norm_with_large_weights_is_not_mistaken():
+    """Prevents 1 + w taken for w where w is so large that the two are nearly the same."""
+    norm = GemmaRMSNorm(8)
+    norm.weight.data.uniform_(25, 40)
+    compare(norm, torch.randn(2, 5, 8, dtype=torch.float64), 1e-4)
+
+
+def test_gradients_reach_the_weight_when_saved_tensors_are_copies():
+    """Prevents a gradient that is added to a copy and lost where tensors are offloaded, or recomputed in a layer."""
+    layer = torch.nn.Embedding(9, 4)
+    slim(layer)
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: one.clone(), lambda one: one):
+        layer(torch.tensor([3, 3])).sum().backward()
+        head = Head(torch.nn.Parameter(torch.randn(9, 4)))
+        head.logps(torch.randn(2, 4, requires_grad=True), torch.tensor([1, 2])).sum().backward()
+    assert layer.weight.grad[3].tolist() == [2.0] * 4 and head.weight.grad.abs().sum() > 0
 
 
 def test_embeddings_add_to_the_gradient_that_is_there():

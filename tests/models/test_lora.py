@@ -195,3 +195,10 @@ def test_half_of_the_memory_for_frozen_weights():
         torch.cat([weight.grad.reshape(-1) for weight in adapter_weights(one).values()]) for one in (exact, model)
     ]
     assert tiny.relative(*gradients) < 0.1
+
+
+@pytest.mark.parametrize("name", ["lm_head", "embed_tokens"])
+def test_an_adapter_on_the_head_is_refused(name: str):
+    """Prevents an adapter that is trained, saved and merged, and that no log-probability ever saw."""
+    with pytest.raises(ValueError, match="name layers inside the blocks"):
+        adapted(adapter=Adapter(2, 4.0, targets=["q_proj", name]))
