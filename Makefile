@@ -55,7 +55,7 @@ test-all: $(INSTALLED) ## run the slow tests too
 soak: $(INSTALLED) ## kill runs at random moments and see that they recover
 	$(VENV)/bin/python -m pytest -m soak
 
-bench: $(INSTALLED) ## speed and memory beside TRL: DATA=hh.jsonl.gz PEER=script PEER_PYTHON=python with trl (an hour)
+bench: $(INSTALLED) ## speed and memory beside TRL: DATA=hh.jsonl.gz PEER=script PEER_PYTHON=python with trl (an hour and a half)
 	$(VENV)/bin/python -m benchmarks.speed --data "$(DATA)" --peer "$(PEER)" --peer-python "$(PEER_PYTHON)"
 
 lint: $(INSTALLED) ## check style and formatting

@@ -19,7 +19,9 @@ from typing import Any
 
 OURS = [sys.executable, "-m", "benchmarks.work"]
 HERE = Path(__file__).resolve().parent
-PAPER_TFLOPS = {"H100 PCIe": 756.0, "H100 NVL": 835.0, "H100": 989.0, "H200": 989.0, "A100": 312.0}
+PAPER_TFLOPS = {
+    "H100 PCIe": 756.0, "H100 NVL": 835.0, "H100": 989.0, "H200 NVL": 835.0, "H200": 989.0, "A100": 312.0,
+}  # fmt: skip
 """Dense bfloat16, from the makers' data sheets; the first that a GPU's name contains."""
 CASES = [
     (model, method, extra)

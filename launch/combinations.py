@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from dataloaders.resolve import ROOT, did_you_mean, top_level_names
-from launch.resolve import class_roles, find_source, loss_parameters
+from launch.resolve import class_roles, find_source, loss_parameters, loss_settings
 from launch.run_folder import run_folder
 from models.optional import need_bitsandbytes
 
@@ -27,6 +27,7 @@ def check_combinations(config: DictConfig, script: str) -> None:
     """
     _check_bitsandbytes(config, script)
     _check_loss(config.loss)
+    _check_reference(config)
     if "datasets" not in config or not config.datasets:
         raise ValueError("no data set is selected: choose with datasets=[everyday], say.")
     for name, options in config.datasets.items():
@@ -103,6 +104,14 @@ def _check_loss(loss: DictConfig) -> None:
             f"loss={loss.name}: {loss.trainer}.loss takes {references[0]}, but loss.use_reference_model is false: "
             "set loss.use_reference_model=true."
         )
+    missing = [name for name in loss_settings(loss.trainer) or () if name not in loss]
+    if missing:
+        raise ValueError(
+            f"loss={loss.name}: {loss.trainer} needs loss.{missing[0]}, and config/loss/{loss.name}.yaml does not have "
+            "it: add it there, with a comment."
+        )
+    if loss.get("desirable_weight") == loss.get("undesirable_weight") == 0:
+        raise ValueError("loss.desirable_weight and loss.undesirable_weight are both 0: nothing would be learned.")
     needed, offered = class_roles(loss.trainer, "trainers"), class_roles(loss.dataloader, "dataloaders")
     if needed is None or offered is None:
         return
@@ -115,6 +124,22 @@ def _check_loss(loss: DictConfig) -> None:
         raise ValueError(
             f"loss={loss.name}: {loss.trainer} needs rows with {' and '.join(needed)}, {loss.dataloader} has "
             f"{' and '.join(offered)}: {fix}."
+        )
+
+
+def _check_reference(config: DictConfig) -> None:
+    """A reference that follows needs a reference, and weights of its own."""
+    follows = "humanline=true" if config.humanline else None
+    if config.loss.get("sync_reference", False):
+        follows = "loss.sync_reference=true"
+    if follows is None:
+        return
+    if not config.loss.use_reference_model:
+        raise ValueError(f"{follows}: loss={config.loss.name} uses no reference model. Leave it out.")
+    if config.model.lora.rank is not None:
+        raise ValueError(
+            f"{follows} and model.lora.rank do not go together: the reference would be the policy without its adapter, "
+            "which never moves. Leave one of them out."
         )
 
 

@@ -145,6 +145,7 @@ def _trainer(
     check_vocabulary(start, tokenizer)
     check_weights(start)
     check_positions(start, config.model.max_length)
+    check_rope(start, config.model.max_length)
     reference = build.build_reference(config, device, start)
     return kind(
         config, tokenizer, build.build_policy(config, start, reference), reference, train_loader,
@@ -181,6 +182,21 @@ def check_positions(model: object, max_length: int) -> None:
             raise ValueError(
                 f"model.max_length={max_length}, and the model has learned {count} positions: lower it "
                 "(and model.max_prompt_length)."
+            )
+
+
+def check_rope(model: object, max_length: int) -> None:
+    """Rotary positions that depend on the longest sequence of a pass would make values depend on their neighbours."""
+    config = model.config.get_text_config()
+    settings = getattr(config, "rope_parameters", None) or {}
+    for some in (settings, *(value for value in settings.values() if isinstance(value, dict))):
+        limit = some.get("original_max_position_embeddings") or config.max_position_embeddings
+        if some.get("rope_type") in ("longrope", "dynamic") and max_length > limit:
+            raise ValueError(
+                f"model.max_length={max_length}, and beyond {limit} positions this model's rotary frequencies "
+                f"({some['rope_type']}) depend on the longest sequence of a forward pass, so that a response's value "
+                f"would depend on which others are with it: set model.max_length={limit} (and "
+                "model.max_prompt_length below it)."
             )
 
 

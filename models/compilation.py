@@ -1,4 +1,4 @@
-"""torch.compile of a model's blocks: fewer passes over memory, for a start that is longer by a minute."""
+"""torch.compile of a model's blocks: fewer passes over memory, for a first step that takes longer."""
 
 from __future__ import annotations
 

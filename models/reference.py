@@ -54,11 +54,18 @@ class Reference:
         return self._model
 
     @torch.no_grad()
+    def follow(self, policy: PreTrainedModel) -> None:
+        """Takes over the policy's weights as they are now; what was known under the old ones is forgotten."""
+        for own, other in zip(self.model.parameters(), policy.parameters(), strict=True):
+            own.copy_(other)
+        self.cache.forget()
+
+    @torch.no_grad()
     def logps(self, rows: Sequence[TreeRow], budget: int) -> list[list[torch.Tensor]]:
         """For each row the log-probabilities of its branches' scored tokens, float32, on the CPU.
 
-        When one of them is not known, all are computed anew and kept together: so the forward passes, and with them
-        the last bits, do not depend on what was known before.
+        When one of them is not known, all are computed anew and kept together, as far as they are new: so the forward
+        passes, and with them the last bits, do not depend on what was known before.
 
         Args:
             budget: tokens of a forward pass.
@@ -66,13 +73,13 @@ class Reference:
         keys = [[key_of(row, branch) for branch in row.branches] for row in rows]
         flat = [key for some in keys for key in some]
         if not self.cache.has(flat):
-            start, model = time.perf_counter(), self.model
+            start, model, values = time.perf_counter(), self.model, {}
             with self._within():
                 for group in cut(model, rows, budget):
                     parts = branch_logps(model, [rows[index] for index in group])
                     names = [key for index in group for key in keys[index]]
-                    self.cache.add({key: part.cpu() for key, part in zip(names, parts, strict=True)})
-            self.cache.commit(time.perf_counter() - start)
+                    values |= {key: part.cpu() for key, part in zip(names, parts, strict=True)}
+            self.cache.add(values, time.perf_counter() - start)
         else:
             self.cache.count_hits(flat)
         return [[self.cache[key] for key in some] for some in keys]

@@ -15,6 +15,7 @@ import logging
 import os
 import secrets
 import struct
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -43,7 +44,6 @@ class ReferenceCache:
     def __init__(self, folder: Path | None = None):
         self._values: dict[bytes, np.ndarray] = {}
         self._seconds: dict[bytes, float] = {}  # what computing a value took, of values that were read
-        self._new: dict[bytes, np.ndarray] = {}
         self._folder = folder
         self._file: Path | None = None
         self._kept: set[bytes] = set()  # those that earlier runs, or other processes, had left on disk
@@ -69,18 +69,21 @@ class ReferenceCache:
         self.hits_on_disk += sum(key in self._kept for key in keys)
         self.seconds_saved += sum(self._seconds.get(key, 0.0) for key in keys)
 
-    def add(self, values: dict[bytes, torch.Tensor]) -> None:
-        """Values of a step, to be kept by `commit`."""
-        self._new |= {key: value.to(torch.float32).numpy().copy() for key, value in values.items()}
+    def add(self, values: dict[bytes, torch.Tensor], seconds: float) -> None:
+        """Keeps the values of a step, all of them or none; `seconds` is how long computing them took.
 
-    def commit(self, seconds: float) -> None:
-        """Keeps what was added since the last time, all of it or none; `seconds` is how long computing it took."""
-        self.misses += len(self._new)
-        self._values |= self._new
-        self._seconds |= dict.fromkeys(self._new, seconds / max(1, len(self._new)))
-        if self._folder is not None:
-            self._append(_record(self._new, seconds))
-        self._new = {}
+        A value that is known stays as it was: whoever asks again, after a restart too, gets the same bits.
+        """
+        self.misses += len(values)
+        new = {k: value.to(torch.float32).numpy().copy() for k, value in values.items() if k not in self._values}
+        self._values |= new
+        self._seconds |= dict.fromkeys(new, seconds / max(1, len(new)))
+        if new and self._folder is not None:
+            self._append(_record(new, seconds))
+
+    def forget(self) -> None:
+        """Drops all values, and keeps none on disk from now on: the reference has other weights."""
+        self._values, self._seconds, self._kept, self._folder = {}, {}, set(), None
 
     def account(self) -> str:
         """Hits, misses and seconds saved, in words."""
@@ -97,7 +100,7 @@ class ReferenceCache:
             for file in sorted(folder.glob("*.bin")):
                 torn = self._read(file)
                 if torn:
-                    log.warning("%s: %d bytes at its end are not a whole record and are not used", file, torn)
+                    log.warning("%s: its last %d bytes begin with what is not a whole record and are not used", file, torn)
             if not os.access(folder, os.W_OK):
                 raise PermissionError(f"no permission to write to {folder}")
         except OSError as error:
@@ -117,13 +120,14 @@ class ReferenceCache:
             lengths = payload[lengths_at : lengths_at + 4 * count].view("<u4")
             values = np.frombuffer(payload, dtype="<f4", offset=lengths_at + 4 * count)
             parts = np.split(values, np.cumsum(lengths)[:-1]) if count else []
-            self._values |= {key.tobytes(): part for key, part in zip(keys, parts, strict=True)}
-            self._seconds |= dict.fromkeys((key.tobytes() for key in keys), seconds / max(1, count))
+            for key, part in zip((key.tobytes() for key in keys), parts, strict=True):
+                self._values.setdefault(key, part)  # the first one written stays
+                self._seconds.setdefault(key, seconds / max(1, count))
         return len(contents) - at
 
     def _append(self, record: bytes) -> None:
         if self._file is None:
-            self._file = self._folder / f"{os.getpid()}-{secrets.token_hex(4)}.bin"
+            self._file = self._folder / f"{time.time_ns():020d}-{secrets.token_hex(4)}.bin"
         try:
             with open(self._file, "ab") as file:
                 file.write(record)
@@ -163,7 +167,10 @@ def folder_for(cache_dir: str | Path, digest: str, dtype: torch.dtype, device: t
     return Path(cache_dir) / "reference" / f"{digest[:32]}-{str(dtype).removeprefix('torch.')}-{device.type}"
 
 
-_NOT_MATHS = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "_attn_implementation"}
+_NOT_MATHS = {
+    "_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype", "use_cache",
+    "_attn_implementation", "bos_token_id", "eos_token_id", "pad_token_id",
+}  # fmt: skip
 
 
 def weights_digest(model: PreTrainedModel) -> str:

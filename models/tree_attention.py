@@ -21,7 +21,7 @@ from models.tree_rows import Pack, Stretch
 
 NAME = "aureole_tree"
 _VARLEN_WIDTH = 256
-"""The largest D of the variable-length kernel."""
+"""The largest D of the variable-length kernel; it must be a multiple of 8."""
 
 
 class Scores(NamedTuple):
@@ -83,7 +83,7 @@ def attend(
 def path_for(query: torch.Tensor, values: int, scores: Scores) -> str:
     """Which path computes an attention on this hardware; `values` is the D of the values."""
     half = query.dtype in (torch.bfloat16, torch.float16)
-    fits = query.shape[-1] == values <= _VARLEN_WIDTH
+    fits = query.shape[-1] == values <= _VARLEN_WIDTH and values % 8 == 0
     if query.is_cuda and half and fits and scores.plain and torch.cuda.get_device_capability() >= (8, 0):
         return "varlen"
     return "blocks"

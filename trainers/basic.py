@@ -92,7 +92,9 @@ class BasicTrainer:
             tokens_per_microbatch=config.model.tokens_per_microbatch,
             dtype=getattr(torch, config.model.policy_dtype),
             clock=self.clock,
+            clamp=(config.log_epsilon_P, config.log_epsilon_R) if config.humanline else None,
         )
+        self._reference_follows = config.humanline or config.loss.get("sync_reference", False)
         self.parameters = self.computer.parameters
 
     def loss(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
@@ -202,6 +204,8 @@ class BasicTrainer:
                     "Among its examples: "
                     f"{examples}. Lower lr, or set model.policy_dtype=float32."
                 )
+            if self._reference_follows:  # one step behind: the weights whose gradient this is
+                self.computer.reference.follow(self.policy)
             optimizer.step()
         if type(self).remember is not BasicTrainer.remember:
             self.remember(**self.computer.everywhere(result))
@@ -251,7 +255,7 @@ class BasicTrainer:
             averages.add("loss", result.output.losses, result.weights)
         for need in self.needs:
             shared = self.couples_examples or need.role in self.computer.step_roles
-            if need.model == "policy" and (first or not shared):
+            if need.model == "policy" and need.kind != "shared_logps" and (first or not shared):
                 averages.add(f"logps/{need.role}", result.tensors[need.parameter])
         if result.output.chosen_rewards is not None:
             pairs = [[result.rows[index].pair for index in group] for group in self.loss_groups(result.rows)]

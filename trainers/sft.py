@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-
 from trainers.basic import BasicTrainer
 from trainers.losses.sft import sft
+from trainers.requirements import formula
 
 
 class SFTTrainer(BasicTrainer):
@@ -13,6 +12,4 @@ class SFTTrainer(BasicTrainer):
 
     roles = ("target",)
 
-    def loss(self, policy_target_token_logps: torch.Tensor) -> torch.Tensor:
-        """See `trainers.losses.sft.sft`."""
-        return sft(policy_target_token_logps)
+    loss = formula(sft)

@@ -21,6 +21,7 @@ from models.precision import WorkingCopy
 from models.probe import use_tree_rows
 from trainers import distributed
 from trainers.metrics import Clock
+from trainers.naming import Logps, Naming
 from trainers.outputs import LossOutput, StepResult, Tensors
 
 if TYPE_CHECKING:
@@ -30,8 +31,11 @@ if TYPE_CHECKING:
     from models.tree_rows import TreeRow
     from trainers.basic import BasicTrainer
 
-# (policy or reference, role of a row) -> for each row, the log-probabilities of its scored tokens
-Logps = dict[tuple[str, str], list[torch.Tensor]]
+
+_COUPLED = (
+    "{loss} couples the examples of a step: the loss of an example depends on which others are with it. {fix} "
+    "`couples_examples = True` in the class, and the result no longer depends on micro-batches and processes."
+)
 
 
 class NonFiniteError(ValueError):
@@ -45,6 +49,7 @@ class StepComputer:
         trainer: gives `loss`, `needs`, `roles`, `select`, `loss_groups` and `couples_examples`.
         tokens_per_microbatch: tokens of one forward pass.
         dtype: compute dtype of the policy; with bfloat16 its weights stay in float32.
+        clamp: see `trainers.naming`.
     """
 
     def __init__(
@@ -56,6 +61,7 @@ class StepComputer:
         tokens_per_microbatch: int,
         dtype: torch.dtype,
         clock: Clock,
+        clamp: tuple[float, float] | None = None,
     ):
         self.trainer = trainer
         self.policy = policy
@@ -65,10 +71,11 @@ class StepComputer:
         use_tree_rows(policy)
         self._copy = WorkingCopy(policy, dtype) if dtype == torch.bfloat16 else None
         self.parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-        roles = {(need.model, trainer.select(need.role, [])[0]) for need in trainer.needs}
+        roles = {(need.model, trainer.select(need.role, [])[0]) for need in trainer.needs if need.model}
         self.trained_roles = [role for role in trainer.roles if ("policy", role) in roles]
         self.passed = np.zeros(3, dtype=np.int64)  # positions computed, tokens in trees, tokens of all paths
         self._still = sorted(roles - {("policy", role) for role in self.trained_roles})
+        self._naming = Naming(trainer, self.trained_roles, clamp, policy.device)
 
     def evaluate(self, rows: Sequence[Row]) -> StepResult:
         """Loss and tensors of rows (this process's share), without gradients."""
@@ -150,19 +157,6 @@ class StepComputer:
 
     # The loss ------------------------------------------------------------------------------------------------------
 
-    def _named(self, rows: Sequence[Row], logps: Logps) -> Tensors:
-        """The tensors that the loss names. Those of roles that are not trained on hold the whole step's values."""
-        tensors = {}
-        for need in self.trainer.needs:
-            role, indices = self.trainer.select(need.role, rows)
-            values = logps[need.model, role]
-            parts = [values[index] for index in (indices if role in self.trained_roles else range(len(values)))]
-            if need.kind == "token_logps":
-                tensors[need.parameter] = torch.cat(parts) if parts else self._empty()
-            else:
-                tensors[need.parameter] = torch.stack([part.sum() for part in parts]) if parts else self._empty()
-        return tensors
-
     def _empty(self) -> torch.Tensor:
         return torch.zeros(0, device=self.policy.device)
 
@@ -215,7 +209,7 @@ class StepComputer:
         return output
 
     def _result(self, rows: Sequence[Row], logps: Logps) -> StepResult:
-        tensors, weights = self._named(rows, logps), self._weights(rows, logps)
+        tensors, weights = self._naming.tensors(rows, logps), self._weights(rows, logps)
         if self.trainer.couples_examples:
             tensors, weights, _ = self._of_all_processes(rows, tensors, weights)
         return StepResult(rows, tensors, self._loss(tensors, weights), weights)
@@ -234,7 +228,7 @@ class StepComputer:
                     for key, values in shared.items()
                 }
                 weights = self._weights(some, own)
-                output = self._loss(self._named(some, known | own), weights)
+                output = self._loss(self._naming.tensors(some, known | own), weights)
             self._refuse_non_finite(output.losses, some)
             with self.clock.part("backward"):
                 ((output.losses * weights).sum() / count).backward()
@@ -258,7 +252,7 @@ class StepComputer:
         with self.clock.part("forward"):
             logps = logps | self._policy(rows, self.trained_roles)
         logps = logps | self._with_all_processes(logps)
-        own = self._named(rows, logps)
+        own = self._naming.tensors(rows, logps)
         slopes_of = [need for need in self.trainer.needs if need.model == "policy" and need.role not in self.step_roles]
         for need in slopes_of:
             own[need.parameter] = own[need.parameter].detach().requires_grad_()
@@ -269,23 +263,27 @@ class StepComputer:
         slopes = torch.autograd.grad((output.losses * weights).sum() / count, leaves)
         by_name = {need.parameter: slope for need, slope in zip(slopes_of, slopes, strict=True)}
         for pack in self._packs(rows, self.trained_roles):
-            self._backward_with(by_name, rows, pack, slopes_of)
+            self._backward_with(by_name, rows, logps, pack, slopes_of)
         detached = {name: tensor.detach() for name, tensor in tensors.items()}
         return StepResult(rows, detached, output.to(output.losses.device), weights)
 
     def _backward_with(
-        self, slopes: Tensors, rows: Sequence[Row], pack: tuple[list[Place], list[TreeRow]], needs: list
+        self, slopes: Tensors, rows: Sequence[Row], logps: Logps, pack: tuple[list[Place], list[TreeRow]], needs: list
     ) -> None:
-        """Backward of one micro-batch, given the slope of the step's loss in each log-probability."""
+        """Backward of one micro-batch, given the slope of the step's loss in each value that it names."""
         with self.clock.part("forward"):
             group, own = self._forward(*pack)
+        trained = [key for key in logps if key[1] in self.trained_roles]
+        known = {key: [logps[key][index] for index in group] for key in trained}
         surrogate = torch.zeros((), device=self.policy.device)
         for need in needs:
             role, indices = self.trainer.select(need.role, rows)
-            slope_of = dict(zip(indices, slopes[need.parameter], strict=True))
+            sizes = [len(logps["policy", role][index]) if need.kind == "token_logps" else 1 for index in indices]
+            slope_of = dict(zip(indices, slopes[need.parameter].split(sizes), strict=True))
             for place, index in enumerate(group):
                 if index in slope_of:
-                    surrogate = surrogate + own["policy", role][place].sum() * slope_of[index]
+                    value = self._naming.value(need, role, known | own, place)
+                    surrogate = surrogate + (value * slope_of[index]).sum()
         if surrogate.requires_grad:  # not where the loss names none of these rows
             with self.clock.part("backward"):
                 surrogate.backward()
@@ -321,35 +319,38 @@ class StepComputer:
     def _refuse_undeclared_coupling(self, result: StepResult, logps: Logps) -> None:
         """The loss of a part of the step must be that part of the loss of the step.
 
-        It is looked at beside the step, not in it: where policy and reference are the same, as at the beginning, a
-        coupling may be there in the gradient alone.
+        It is looked at beside the step: where policy and reference are the same, as at the beginning, a coupling may be
+        there in the gradient alone, and where all log-ratios have one sign it may not be there at all.
         """
         rows = result.rows
         if self.trainer.couples_examples or len(rows) < 2:
             return
-        half = range(0, len(rows), 2)
-        some = [rows[index] for index in half]
-        beside = {
-            key: [value - (1 + index % 5) / (4 * max(1, len(value))) for index, value in enumerate(values)]
-            if key[0] == "policy" and key[1] in self.trained_roles
-            else values
-            for key, values in logps.items()
-        }
-        part = {k: [v[i] for i in half] if k[1] in self.trained_roles else v for k, v in beside.items()}
-        losses = LossOutput.of(self.trainer.loss(**self._named(some, part))).losses
-        whole = LossOutput.of(self.trainer.loss(**self._named(rows, beside))).losses
-        wanted = whole[torch.tensor([index % 2 == 0 for index in self._owners(rows, beside)], device=whole.device)]
-        if losses.shape != wanted.shape or not torch.allclose(losses, wanted, rtol=1e-4, atol=1e-5, equal_nan=True):
-            fix = (
-                "A loss of tokens cannot do that: take ..._logps in place of ..._token_logps, and say so by"
-                if self._by_token
-                else "Set"
-            )
-            raise ValueError(
-                f"{type(self.trainer).__name__}.loss couples the examples of a step: the loss of an example depends "
-                f"on which others are with it. {fix} `couples_examples = True` in the class, and the result no longer "
-                "depends on micro-batches and processes."
-            )
+        for lead in (1.0, -1.0):
+            beside = self._beside(logps, lead)
+            whole = LossOutput.of(self.trainer.loss(**self._naming.tensors(rows, beside))).losses
+            owners = self._owners(rows, beside)
+            for first in (0, 1):
+                half = sorted(index for group in self.trainer.loss_groups(rows) for index in group[first::2])
+                part = {k: [v[i] for i in half] if k[1] in self.trained_roles else v for k, v in beside.items()}
+                tensors = self._naming.tensors([rows[index] for index in half], part)
+                losses = LossOutput.of(self.trainer.loss(**tensors)).losses
+                wanted = whole[torch.tensor([index in half for index in owners], device=whole.device)]
+                same = losses.shape == wanted.shape
+                if not same or not torch.allclose(losses, wanted, rtol=1e-4, atol=1e-5, equal_nan=True):
+                    fix = "A loss of tokens cannot do that: take ..._logps in place of ..._token_logps, and say so by"
+                    name = f"{type(self.trainer).__name__}.loss"
+                    raise ValueError(_COUPLED.format(loss=name, fix=fix if self._by_token else "Set"))
+
+    def _beside(self, logps: Logps, lead: float) -> Logps:
+        """Values of trained roles near the policy's, with log-ratios between -2 and 2 around `lead`, all different."""
+        generator = np.random.default_rng(0)
+        beside = dict(logps)
+        for model, role in sorted(key for key in logps if key[1] in self.trained_roles):
+            more = max(0.0, lead if model == "reference" else -lead)
+            beside[model, role] = [
+                value - (more + generator.uniform(0.1, 2.1)) / max(1, len(value)) for value in logps["policy", role]
+            ]
+        return beside
 
     def _refuse_non_finite(self, losses: torch.Tensor, rows: Sequence[Row]) -> None:
         if bool(torch.isfinite(losses).all()):

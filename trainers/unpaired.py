@@ -8,8 +8,10 @@ import torch
 
 from dataloaders.batches import Pair, Row
 from trainers.basic import BasicTrainer
-from trainers.losses.kto import kto
+from trainers.losses.unpaired import apo_zero_unpaired, bco, kto, kto_logsigmoid, kto_simple, kto_zero
 from trainers.outputs import LossOutput
+from trainers.requirements import formula
+from trainers.reward_shift import RewardShift
 
 
 class UnpairedPreferenceTrainer(BasicTrainer):
@@ -62,23 +64,51 @@ class UnpairedPreferenceTrainer(BasicTrainer):
 class KTOTrainer(UnpairedPreferenceTrainer):
     """Kahneman-Tversky optimization."""
 
+    loss = formula(kto)
+
+
+class KTOLogSigmoidTrainer(UnpairedPreferenceTrainer):
+    """KTO with the logarithm of the sigmoid."""
+
+    loss = formula(kto_logsigmoid)
+
+
+class KTOSimpleTrainer(UnpairedPreferenceTrainer):
+    """KTO as it was first released."""
+
+    couples_examples = True
+    loss = formula(kto_simple)
+
+
+class KTOZeroTrainer(UnpairedPreferenceTrainer):
+    """KTO with an estimate of 0."""
+
+    loss = formula(kto_zero)
+
+
+class APOZeroUnpairedTrainer(UnpairedPreferenceTrainer):
+    """Anchored preference optimization, zero, on single responses."""
+
+    loss = formula(apo_zero_unpaired)
+
+
+class BCOTrainer(RewardShift, UnpairedPreferenceTrainer):
+    """Binary classifier optimization."""
+
     def loss(
         self,
         policy_chosen_logps: torch.Tensor,
         policy_rejected_logps: torch.Tensor,
-        policy_KL_logps: torch.Tensor,
         reference_chosen_logps: torch.Tensor,
         reference_rejected_logps: torch.Tensor,
-        reference_KL_logps: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """See `trainers.losses.kto.kto`."""
-        return kto(
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """See `trainers.losses.unpaired.bco`."""
+        return bco(
             policy_chosen_logps,
             policy_rejected_logps,
-            policy_KL_logps,
             reference_chosen_logps,
             reference_rejected_logps,
-            reference_KL_logps,
+            self.shift(policy_chosen_logps),
             beta=self.config.loss.beta,
             desirable_weight=self.config.loss.desirable_weight,
             undesirable_weight=self.config.loss.undesirable_weight,

@@ -32,15 +32,15 @@ def keys_of(file: Path) -> dict[str, object]:
 ALL_KEYS = {key: value for file in FILES for key, value in keys_of(file).items()}
 
 
-def test_every_loss_with_every_model_composes():
-    """Prevents a YAML that nobody has tried."""
+def test_every_loss_and_every_model_composes():
+    """Prevents a YAML that nobody has tried. What losses and models say does not meet, so not every two are tried."""
+    pairs = [(loss, "tiny") for loss in LOSSES] + [("dpo", model) for model in MODELS]
     with Composer() as composer:
-        for loss in LOSSES:
-            for model in MODELS:
-                config = compose_checked(composer, composer.parse([f"loss={loss}", f"model={model}"]))
-                assert config.exp_name == f"{model}_{loss}"
+        for loss, model in pairs:
+            config = compose_checked(composer, composer.parse([f"loss={loss}", f"model={model}"]))
+            assert config.exp_name == f"{model}_{loss}"
     assert {"sft", "dpo", "kto"} <= set(LOSSES) and {"tiny", "smollm2-135m", "llama7b"} <= set(MODELS)
-    assert len(LOSSES) * len(MODELS) >= 3 * 38
+    assert len(LOSSES) >= 30 and len(MODELS) >= 38
 
 
 def test_every_data_set_composes(tmp_path):

@@ -145,3 +145,23 @@ def test_a_file_of_the_users_that_would_never_be_read_is_refused(name, tmp_path)
     (tmp_path / name).write_text("name: kto\n")
     with pytest.raises(ValueError, match=rf"{tmp_path / name} has the same name as \S*config/{name}, "):
         compose(["model=tiny"], config_dirs=[tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("settings", "limit"),
+    [
+        ({"rope_type": "longrope", "original_max_position_embeddings": 32}, 32),
+        ({"rope_type": "dynamic", "factor": 2.0}, 64),
+        ({"full_attention": {"rope_type": "dynamic"}, "sliding_attention": {"rope_type": "default"}}, 64),
+        ({"rope_type": "yarn", "original_max_position_embeddings": 32}, None),
+        (None, None),
+    ],
+)
+def test_rotary_positions_that_depend_on_neighbours_are_refused(settings, limit):
+    """Prevents values that depend on the longest sequence of a pass, and so on packs: tree rows and padded ones alike."""
+    inner = SimpleNamespace(rope_parameters=settings, max_position_embeddings=64)
+    model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: inner))
+    train.check_rope(model, limit or 10**6)
+    if limit is not None:
+        with pytest.raises(ValueError, match=f"set model.max_length={limit}"):
+            train.check_rope(model, limit + 1)

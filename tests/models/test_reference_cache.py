@@ -63,6 +63,24 @@ def test_one_miss_computes_the_whole_step_and_keeps_it(tmp_path):
     assert len(ReferenceCache(tmp_path)) == 12 and len(again) == 12
 
 
+def test_a_value_that_is_known_stays_as_it_was(tmp_path):
+    """Prevents other last bits after a restart: what other packs compute later replaces nothing, on disk neither."""
+    some = rows(2)
+    keys = [key_of(row, branch) for row in some for branch in row.branches]
+
+    def values(shift: float) -> dict[bytes, torch.Tensor]:
+        return {key: torch.full((3,), shift + number) for number, key in enumerate(keys)}
+
+    cache = ReferenceCache(tmp_path)
+    cache.add({keys[0]: values(0.0)[keys[0]]}, 1.0)
+    cache.add(values(10.0), 1.0)
+    other = ReferenceCache(tmp_path)
+    other._values.clear()  # a process that began before the other one had written
+    other.add(values(20.0), 1.0)
+    for one in (cache, ReferenceCache(tmp_path)):
+        assert [one[key][0].item() for key in keys] == [0.0, 11.0, 12.0, 13.0]
+
+
 def test_what_a_value_depends_on_names_it(tmp_path):
     """Prevents values of other weights, another config, dtype or kind of device, tokens or scored tokens."""
     model = tiny.tiny_model(seed=1)

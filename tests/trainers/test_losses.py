@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainers.losses.kto import kto
 from trainers.losses.paired import dpo
 from trainers.losses.sft import sft
+from trainers.losses.unpaired import kto
 
 RECORDED = json.loads(Path(__file__).with_name("trl_recorded.json").read_text())
 LOGPS = st.lists(st.floats(-300, 0), min_size=1, max_size=6)

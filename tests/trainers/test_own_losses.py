@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from dataloaders.paired import PairedPreferenceDataLoader
+from dataloaders.unpaired import UnpairedPreferenceDataLoader
 from tests import tiny
 from tests.trainers.couplings import SimpleKTOTrainer, SortedTrainer, UndeclaredSimpleKTOTrainer
 from tests.trainers.steps import rows_of
@@ -19,6 +21,37 @@ def test_an_undeclared_coupling_is_refused(reference_seed: int):
     trainer = tiny.trainer(UndeclaredSimpleKTOTrainer, "kto", reference_seed=reference_seed)
     with pytest.raises(ValueError, match=r"couples_examples = True"):
         trainer.computer.gradients(rows_of("kto"))
+
+
+@pytest.mark.parametrize("labels", ["TTFFTF", "TFFTTF", "FFTTFT", "TTFTFFTF", "TFTFTFTFTF", "TTTTTTTTTTFFFFFFFFFF"])
+@pytest.mark.parametrize("reference_seed", [0, 1])
+def test_an_undeclared_coupling_is_refused_in_any_order_of_labels(labels: str, reference_seed: int):
+    """Prevents a look at the loss in which all log-ratios have one sign, or whose halves have the same means."""
+    made = tiny.loader(UnpairedPreferenceDataLoader, len(labels), batch_size=100)
+    rows = [
+        replace(row, desirable=label == "T")
+        for row, label in zip(next(made.epoch(0))[: len(labels)], labels, strict=True)
+    ]
+    trainer = tiny.trainer(UndeclaredSimpleKTOTrainer, "kto", reference_seed=reference_seed)
+    with pytest.raises(ValueError, match=r"couples_examples = True"):
+        trainer.computer.gradients(rows)
+
+
+class MeanMargin(PairedPreferenceTrainer):
+    """A loss that compares each margin with the mean margin."""
+
+    def loss(self, policy_chosen_logps, policy_rejected_logps):
+        """See the class."""
+        margins = policy_chosen_logps - policy_rejected_logps
+        return -torch.nn.functional.logsigmoid(margins - margins.mean())
+
+
+@pytest.mark.parametrize("count", [2, 3, 10, 20])
+def test_an_undeclared_coupling_by_the_mean_margin_is_refused(count: int):
+    """Prevents shifts that are the same for both sides, and so for every margin."""
+    rows = next(tiny.loader(PairedPreferenceDataLoader, count, batch_size=100).epoch(0))
+    with pytest.raises(ValueError, match=r"couples_examples = True"):
+        tiny.trainer(MeanMargin, "dpo", reference_seed=None).computer.gradients(rows)
 
 
 class MeanOverTokens(SFTTrainer):

@@ -14,8 +14,8 @@ from models.tree_rows import Branch, TreeRow
 from tests import tiny
 from tests.trainers.couplings import RunningMeanTrainer
 from tests.trainers.steps import CASES, ROW_BY_ROW, WHOLE, rows_of, step
-from trainers.losses.kto import kto
 from trainers.losses.paired import dpo
+from trainers.losses.unpaired import kto
 from trainers.paired import DPOTrainer
 from trainers.unpaired import KTOTrainer
 

@@ -1,0 +1,70 @@
+"""From the log-probabilities of a step's responses to the tensors that a loss names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from dataloaders.batches import Row
+from trainers.outputs import Tensors
+from trainers.requirements import Requirement
+
+if TYPE_CHECKING:
+    from trainers.basic import BasicTrainer
+
+# (policy or reference, role of a row) -> for each row, the log-probabilities of its scored tokens
+Logps = dict[tuple[str, str], list[torch.Tensor]]
+
+
+class Naming:
+    """Makes the tensors of a loss: sums, token by token, or numbers of tokens.
+
+    Args:
+        trainer: gives `needs` and `select`.
+        trained_roles: those on which gradients are taken; of the others a loss sees the whole step's.
+        clamp: None, or between which bounds, in nats, the log-ratio of a policy's token to the reference's is held
+            (humanline; Liu et al. 2025, arXiv 2509.24207).
+    """
+
+    def __init__(
+        self, trainer: BasicTrainer, trained_roles: Sequence[str], clamp: tuple[float, float] | None, device: str
+    ):
+        self.trainer = trainer
+        self.trained_roles = trained_roles
+        self.clamp = clamp
+        self.device = device
+
+    def tensors(self, rows: Sequence[Row], logps: Logps) -> Tensors:
+        """All tensors that the loss names, of these rows."""
+        made = {}
+        for need in self.trainer.needs:
+            role, indices = self.trainer.select(need.role, rows)
+            if role not in self.trained_roles:
+                indices = range(len(logps[need.model, role]))
+            parts = [self.value(need, role, logps, index) for index in indices]
+            if not parts:
+                made[need.parameter] = torch.zeros(0, device=self.device)
+            else:
+                made[need.parameter] = torch.cat(parts) if need.kind == "token_logps" else torch.stack(parts)
+        return made
+
+    def value(self, need: Requirement, role: str, logps: Logps, index: int) -> torch.Tensor:
+        """What one response gives to a tensor: (), or (scored tokens,) of token_logps."""
+        if need.kind == "lengths":
+            tokens = logps["policy", role][index]
+            return tokens.new_full((), len(tokens))
+        values = self._tokens(need.model, role, logps, index)
+        if need.kind == "token_logps":
+            return values
+        if need.kind == "shared_logps":
+            values = values[: min(len(logps["policy", one][index]) for one in self.trained_roles)]
+        return values.sum()
+
+    def _tokens(self, model: str, role: str, logps: Logps, index: int) -> torch.Tensor:
+        values = logps[model, role][index]
+        if self.clamp is None or model == "reference" or ("reference", role) not in logps:
+            return values
+        reference = logps["reference", role][index]
+        return reference + (values - reference).clamp(*self.clamp)
