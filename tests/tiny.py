@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,14 @@ def tiny_model(family: str = "llama", seed: int = 0, dtype: torch.dtype = torch.
 
 def config(loss: str = "dpo", **changes: Any) -> DictConfig:
     """The config of a run on `model=tiny`; `changes` by dotted key, `model__batch_size` for `model.batch_size`."""
+    whole = copy.deepcopy(_unchanged(loss))
+    for key, value in changes.items():
+        OmegaConf.update(whole, key.replace("__", "."), value, force_add=False)
+    return whole
+
+
+@functools.cache
+def _unchanged(loss: str) -> DictConfig:
     parts = {
         "model": OmegaConf.merge(
             *(OmegaConf.load(CONFIG / "model" / f"{name}.yaml") for name in ("base_model", "tiny"))
@@ -79,8 +89,6 @@ def config(loss: str = "dpo", **changes: Any) -> DictConfig:
     whole = OmegaConf.merge(OmegaConf.load(CONFIG / "config.yaml"), parts, {"exp_name": "test", "device": "cpu"})
     whole = OmegaConf.masked_copy(whole, [key for key in whole if key not in ("hydra", "defaults")])
     OmegaConf.set_struct(whole, True)
-    for key, value in changes.items():
-        OmegaConf.update(whole, key.replace("__", "."), value, force_add=False)
     return whole
 
 

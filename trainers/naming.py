@@ -54,7 +54,7 @@ class Naming:
         """What one response gives to a tensor: (), or (scored tokens,) of token_logps."""
         if need.kind == "lengths":
             tokens = logps["policy", role][index]
-            return tokens.new_full((), len(tokens))
+            return tokens.new_full((), max(1, len(tokens)))  # means are taken by it: of none it is 0
         values = self._tokens(need.model, role, logps, index)
         if need.kind == "token_logps":
             return values

@@ -26,20 +26,19 @@ ROWS = {"odd": 7, "few": 2}
 """Rows of a step: an odd number, and so few that the last of three processes has none."""
 
 
-def rows_of(loss: str, count: int) -> list:
-    """The first rows of an epoch, of unequal weights."""
-
-    made = tiny.loader(steps.LOADERS[loss], 6, batch_size=100)
+def rows_of(name: str, count: int) -> list:
+    """The first rows of an epoch, of unequal weights where weights belong to rows."""
+    made = tiny.loader(steps.LOADERS[CASES[name][1]], 6, batch_size=100)
     rows = next(made.epoch(0))[:count]
-    if loss == "dpo":
-        return rows  # the sorted loss matches weights with ranks, not with rows
+    if name in steps.BY_RANK:
+        return rows
     return [replace(row, weight=0.5 + number % 3) for number, row in enumerate(rows)]
 
 
 def compute(name: str, count: int) -> dict:
     """Gradient and training metrics of a step, and the evaluation's metrics, on all processes together."""
     kind, loss = CASES[name]
-    rows = rows_of(loss, count)
+    rows = rows_of(name, count)
     trainer = tiny.trainer(
         kind, loss, reference_seed=1, dtype=torch.float64, eval_rows=rows, model__tokens_per_microbatch=60
     )

@@ -4,25 +4,22 @@ from dataclasses import replace
 
 import torch
 
-from dataloaders.paired import PairedPreferenceDataLoader
-from dataloaders.sft import SFTDataLoader
-from dataloaders.unpaired import UnpairedPreferenceDataLoader
+from dataloaders.resolve import resolve
 from tests import tiny
 from tests.trainers.couplings import SimpleKTOTrainer, SortedTrainer, TokensOfBothTrainer
 from trainers.metrics import Averages
-from trainers.paired import DPOTrainer
-from trainers.sft import SFTTrainer
-from trainers.unpaired import KTOTrainer
 
-LOADERS = {"sft": SFTDataLoader, "dpo": PairedPreferenceDataLoader, "kto": UnpairedPreferenceDataLoader}
+LOSSES = sorted(file.stem for file in (tiny.CONFIG / "loss").glob("*.yaml"))
+"""Every loss that there is, by its YAML."""
+LOADERS = {name: resolve(tiny.config(name).loss.dataloader, "dataloaders") for name in LOSSES}
 CASES = {
-    "sft": (SFTTrainer, "sft"),
-    "dpo": (DPOTrainer, "dpo"),
-    "kto": (KTOTrainer, "kto"),
+    **{name: (resolve(tiny.config(name).loss.trainer, "trainers"), name) for name in LOSSES},
     "simple_kto": (SimpleKTOTrainer, "kto"),
     "sorted": (SortedTrainer, "dpo"),
     "tokens": (TokensOfBothTrainer, "dpo"),
 }
+BY_RANK = {"sorted", "aot", "aot_unpaired"}
+"""Losses of ranks: weights are matched with ranks, not with rows."""
 WHOLE, ROW_BY_ROW = 10**6, 1
 
 
@@ -38,7 +35,8 @@ def rows_of(loss: str, count: int = 5, weights: bool = False):
 def step(name: str, rows, budget: int = WHOLE, *, dtype=torch.float64, reference_seed: int | None = 1, **options):
     """(gradient, metrics) of one step."""
     kind, loss = CASES[name]
-    seed = None if name in ("sft", "sorted", "tokens") else reference_seed
+    without = name in ("sorted", "tokens") or not tiny.config(loss).loss.use_reference_model
+    seed = None if without else reference_seed
     trainer = tiny.trainer(kind, loss, reference_seed=seed, dtype=dtype, model__tokens_per_microbatch=budget, **options)
     averages = Averages()
     trainer._collect(trainer.computer.gradients(rows), averages)

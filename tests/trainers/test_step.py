@@ -13,7 +13,7 @@ from models.logprobs import ScoredSequence, cut, plain_attention, token_logps
 from models.tree_rows import Branch, TreeRow
 from tests import tiny
 from tests.trainers.couplings import RunningMeanTrainer
-from tests.trainers.steps import CASES, ROW_BY_ROW, WHOLE, rows_of, step
+from tests.trainers.steps import BY_RANK, CASES, ROW_BY_ROW, WHOLE, rows_of, step
 from trainers.losses.paired import dpo
 from trainers.losses.unpaired import kto
 from trainers.paired import DPOTrainer
@@ -50,7 +50,7 @@ def test_micro_batches_change_nothing(name: str, weights: bool):
 @pytest.mark.parametrize("name", CASES)
 def test_the_order_of_rows_changes_nothing(name: str):
     """Prevents a loss, weight or log-probability that is matched with another row than its own."""
-    rows = rows_of(CASES[name][1], weights=name != "sorted")  # a sort matches weights with ranks, not with rows
+    rows = rows_of(CASES[name][1], weights=name not in BY_RANK)
     whole, metrics = step(name, rows)
     for order in (rows[::-1], [rows[index] for index in np.random.default_rng(0).permutation(len(rows))]):
         gradient, other = step(name, order, 200)
