@@ -24,6 +24,9 @@ class Row:
         weight: how much it counts in the loss; 1 by default.
         desirable: the thumb of an unpaired row; None for others.
         pair: the pair that an unpaired row comes from, if it does.
+        reward: what the response of a scored row is worth.
+        advantage: by how much that is more than what the prompt's responses are worth on average, in their deviations.
+        group: alike in all rows of one prompt, and in all processes.
         example: where it comes from, for messages and samples.
     """
 
@@ -33,6 +36,9 @@ class Row:
     weight: float = 1.0
     desirable: bool | None = None
     pair: Pair | None = None
+    reward: float | None = None
+    advantage: float | None = None
+    group: int | None = None
 
 
 Place = tuple[int, str]

@@ -9,12 +9,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from dataloaders.base import DataLoader, Source
 from dataloaders.chat_format import MARKERS, ChatFormat, chat_format
+from dataloaders.conditional import ConditionalSFTDataLoader
 from dataloaders.datasets import load_dataset
 from dataloaders.paired import PairedPreferenceDataLoader
 from dataloaders.resolve import resolve
 from dataloaders.tokenization import ExampleTokenizer
 from dataloaders.unpaired import UnpairedPreferenceDataLoader
-from trainers.requirements import requirements
 
 if TYPE_CHECKING:
     import torch
@@ -97,8 +97,10 @@ def build_loader(config: DictConfig, example_tokenizer: ExampleTokenizer, split:
     if issubclass(kind, PairedPreferenceDataLoader):
         options["pair_weight"] = config.pair_weight
     if issubclass(kind, UnpairedPreferenceDataLoader):
-        loss = resolve(config.loss.trainer, "trainers").loss
-        options["mismatched"] = any(need.role == "KL" for need in requirements(loss))
+        needs = resolve(config.loss.trainer, "trainers").requirements(config.loss)
+        options["mismatched"] = any(need.role == "KL" for need in needs)
+    if issubclass(kind, ConditionalSFTDataLoader):
+        options["control_tokens"] = dict(config.loss.control_tokens)
     return kind(build_sources(config, split), example_tokenizer, **options)
 
 

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from dataloaders.chat_format import Conversation
+from dataloaders.conditional import control_ids
 from dataloaders.examples import Example
 from dataloaders.tokenization import ExampleTokenizer
 from launch import build
@@ -106,10 +107,13 @@ def sample(config: DictConfig, saved: str | None) -> Path:
 
 
 def choose_prompts(config: DictConfig, tokenize: ExampleTokenizer) -> tuple[list[Example], list[np.ndarray]]:
-    """`n_samples` examples of the split, chosen by the seed, and their prompts as token ids."""
+    """`n_samples` examples of the split, chosen by the seed, and their prompts as token ids, with the control string of
+    good responses where the loss has one."""
     examples = [example for source in build.build_sources(config, config.split) for example in source.dataset]
     order = np.random.default_rng([config.seed]).permutation(len(examples))
     wanted = sorted(order[: config.n_samples])
+    control = config.loss.get("control_tokens")
+    suffix = np.zeros(0, dtype=np.int32) if control is None else control_ids(tokenize, control, "chosen")
     chosen, prompts, dropped = [], [], 0
     for index in wanted:
         tokens = tokenize.prompt_ids(examples[index])
@@ -117,7 +121,7 @@ def choose_prompts(config: DictConfig, tokenize: ExampleTokenizer) -> tuple[list
             dropped += 1
             continue
         chosen.append(examples[index])
-        prompts.append(tokens.prompt)
+        prompts.append(np.concatenate([tokens.prompt, suffix]))
     if dropped:
         log.warning(
             "%d of %d prompts are empty or longer than model.max_prompt_length and are left out", dropped, len(wanted)
@@ -276,7 +280,7 @@ def evaluate(config: DictConfig, folder: Path, saved: str | None) -> dict[str, f
     rows = loader.fixed_rows(config.n_eval_examples)
     trainer = kind(config, tokenizer, policy, build.build_reference(config, device), None, rows, None)
     if saved is not None:
-        trainer.loss_state = {name: value.to(device) for name, value in read_loss_state(saved).items()}
+        trainer.load_state_of_loss(read_loss_state(saved))
     metrics = {name: round(value, 6) for name, value in sorted(trainer.evaluate().items())}
     if distributed.rank() == 0:
         report = {

@@ -21,7 +21,6 @@ from models.shapes import describe
 from trainers import distributed
 from trainers.basic import BasicTrainer
 from trainers.metrics import MetricsLog, check_wandb
-from trainers.requirements import requirements
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +86,7 @@ def trainer_class(config: DictConfig) -> type[BasicTrainer]:
                 f"loss.{key}={config.loss[key]} is no subclass of {base.__module__}.{base.__name__}: derive it from "
                 "that, or name another class."
             )
-    if kind.couples_examples and config.model.lora.rank is not None and config.model.lora.dropout:
+    if kind.couples(config.loss) and config.model.lora.rank is not None and config.model.lora.dropout:
         raise ValueError(
             f"{kind.__name__} couples examples, so each step computes log-probabilities twice, and with "
             "model.lora.dropout they would not be the same: set it to 0."
@@ -98,7 +97,7 @@ def trainer_class(config: DictConfig) -> type[BasicTrainer]:
             f"loss={config.loss.name}: {kind.__name__} trains on {', '.join(kind.roles)}, and {loader.__name__} gives "
             f"{', '.join(loader.roles)}. Choose another loss.dataloader."
         )
-    for need in requirements(kind.loss):
+    for need in kind.requirements(config.loss):
         if kind.select(need.role, [])[0] not in loader.roles:
             known = [name for name in {*loader.roles, "chosen", "rejected"} if kind.select(name, [])[0] in loader.roles]
             raise ValueError(

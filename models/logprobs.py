@@ -7,7 +7,7 @@ and log-probabilities are float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
@@ -76,23 +76,33 @@ def _longest(row: TreeRow) -> int:
     return len(row.prompt) + max(len(branch.ids) for branch in row.branches)
 
 
-def branch_logps(model: PreTrainedModel, rows: Sequence[TreeRow]) -> list[torch.Tensor]:
+Values = Callable[[torch.Tensor], torch.Tensor]
+"""From hidden states (N, H) to something about each (N,)."""
+
+
+def branch_logps(
+    model: PreTrainedModel, rows: Sequence[TreeRow], values: Values | None = None
+) -> list[torch.Tensor] | tuple[list[torch.Tensor], list[torch.Tensor]]:
     """The log-probability of every scored token given its prompt and what stands before it in its branch.
 
     Args:
         model: a causal language model; gradients flow when they are enabled.
         rows: the rows of one forward pass (see `cut`).
+        values: what else is made of the hidden states that predict the scored tokens.
 
     Returns:
         For each branch of each row in order, the log-probabilities in nats of its scored tokens: float32,
-        (scored tokens,). A first token with nothing before it has none.
+        (scored tokens,). A first token with nothing before it has none. With `values`, also those, likewise.
     """
     if uses_tree_rows(model):
-        return packed_logps(model, Pack.of(rows))
-    return token_logps(model, [ScoredSequence(row.prompt, *branch) for row in rows for branch in row.branches])
+        return packed_logps(model, Pack.of(rows), values)
+    sequences = [ScoredSequence(row.prompt, *branch) for row in rows for branch in row.branches]
+    return token_logps(model, sequences, values)
 
 
-def packed_logps(model: PreTrainedModel, pack: Pack) -> list[torch.Tensor]:
+def packed_logps(
+    model: PreTrainedModel, pack: Pack, values: Values | None = None
+) -> list[torch.Tensor] | tuple[list[torch.Tensor], list[torch.Tensor]]:
     """As `branch_logps`, of a pack, by a model whose attention is that of tree rows."""
     device = model.device
     ids, positions, sources, targets = (
@@ -100,19 +110,24 @@ def packed_logps(model: PreTrainedModel, pack: Pack) -> list[torch.Tensor]:
     )
     backbone = model.base_model if model.base_model is not model else model.get_decoder()
     output = backbone(input_ids=ids[None], position_ids=positions[None], use_cache=False, pack=pack)
-    return list(Head.of(model).logps(output.last_hidden_state[0, sources], targets).split(pack.counts))
+    hidden = output.last_hidden_state[0, sources]
+    logps = list(Head.of(model).logps(hidden, targets).split(pack.counts))
+    return logps if values is None else (logps, list(values(hidden).split(pack.counts)))
 
 
-def token_logps(model: PreTrainedModel, sequences: Sequence[ScoredSequence]) -> list[torch.Tensor]:
+def token_logps(
+    model: PreTrainedModel, sequences: Sequence[ScoredSequence], values: Values | None = None
+) -> list[torch.Tensor] | tuple[list[torch.Tensor], list[torch.Tensor]]:
     """The same by padding to the right, for any model.
 
     Args:
         model: a causal language model; gradients flow when they are enabled.
         sequences: what to score; a first token with nothing before it has no probability and is not scored.
+        values: see `branch_logps`.
 
     Returns:
         For each sequence, the log-probabilities in nats of its scored tokens: float32, (scored tokens,). The softmax
-        is taken in float32 also where the model computes in bfloat16.
+        is taken in float32 also where the model computes in bfloat16. With `values`, also those, likewise.
     """
     device = model.device
     lengths = [len(s.prompt) + len(s.response) for s in sequences]
@@ -131,27 +146,32 @@ def token_logps(model: PreTrainedModel, sequences: Sequence[ScoredSequence]) -> 
         counts.append(len(places))
     index = torch.from_numpy(np.concatenate(positions)).to(device)
     target = torch.from_numpy(np.concatenate(targets).astype(np.int64)).to(device)
-    with plain_attention(model), _head_only_at(model, index):
+    with plain_attention(model), _head_only_at(model, index) as hidden:
         logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
     logits = logits.reshape(-1, logits.shape[-1])
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    values = -F.cross_entropy(logits, target, reduction="none")
-    return list(values.split(counts))
+    logps = list((-F.cross_entropy(logits, target, reduction="none")).split(counts))
+    return logps if values is None else (logps, list(values(hidden[0]).split(counts)))
 
 
 @contextmanager
-def _head_only_at(model: PreTrainedModel, index: torch.Tensor) -> Iterator[None]:
+def _head_only_at(model: PreTrainedModel, index: torch.Tensor) -> Iterator[list[torch.Tensor]]:
     """Lets the language-model head see only the positions `index` (N,) of the flattened batch: logits are (1, N, V).
+
+    Gives a list that gets what the head saw, (N, H).
 
     What a model does after its head (soft-capping, scaling) works element by element and still happens.
     """
 
+    seen: list[torch.Tensor] = []
+
     def pick(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         hidden, *rest = inputs
-        return (hidden.reshape(-1, hidden.shape[-1])[index].unsqueeze(0), *rest)
+        seen.append(hidden.reshape(-1, hidden.shape[-1])[index])
+        return (seen[-1].unsqueeze(0), *rest)
 
     hook = model.get_output_embeddings().register_forward_pre_hook(pick)
     try:
-        yield
+        yield seen
     finally:
         hook.remove()

@@ -100,7 +100,8 @@ class ReferenceCache:
             for file in sorted(folder.glob("*.bin")):
                 torn = self._read(file)
                 if torn:
-                    log.warning("%s: its last %d bytes begin with what is not a whole record and are not used", file, torn)
+                    what = "%s: its last %d bytes begin with what is not a whole record; they are not used"
+                    log.warning(what, file, torn)
             if not os.access(folder, os.W_OK):
                 raise PermissionError(f"no permission to write to {folder}")
         except OSError as error:

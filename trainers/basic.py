@@ -20,11 +20,12 @@ from dataloaders.batches import Pair, Row
 from models.checkpoints import save_policy, write_folder
 from models.lora import adapter_weights, has_adapter
 from models.reference import Reference
+from models.value_head import ValueHead
 from trainers import distributed
 from trainers.metrics import Averages, Clock, MetricsLog, peak_memory_gb
 from trainers.optimization import clip_gradients, make_optimizer, schedule
 from trainers.outputs import LossOutput, StepResult, Tensors
-from trainers.requirements import requirements
+from trainers.requirements import Requirement, requirements
 from trainers.step import NonFiniteError, StepComputer, describe
 
 
@@ -49,7 +50,7 @@ class BasicTrainer:
     roles: ClassVar[tuple[str, ...]]
     """The responses of a row that are trained on; the DataLoader must provide them."""
 
-    couples_examples: ClassVar[bool] = False
+    couples_examples: bool = False
     """True when the loss of an example depends on others of its step (a batch mean, a sort, whitening)."""
 
     def __init__(
@@ -64,13 +65,14 @@ class BasicTrainer:
         metrics_log: MetricsLog | None = None,
     ):
         self.config = config
+        self.couples_examples = self.couples(config.loss)
         self.tokenizer = tokenizer
         self.policy = policy
         self.train_loader = train_loader
         self.eval_rows = list(eval_rows)
         self.folder = folder
         self.metrics_log = metrics_log
-        self.needs = requirements(self.loss)
+        self.needs = self.requirements(config.loss)
         self.loss_state: Tensors = {}  # what a loss remembers from step to step; see `remember`
         self.step_idx = 0
         self.examples = 0
@@ -81,10 +83,15 @@ class BasicTrainer:
                 f"{type(self).__name__}.loss names reference log-probabilities, but loss.use_reference_model is false: "
                 "set it to true."
             )
-        if self.couples_examples and any(need.kind == "token_logps" for need in self.needs):
+        if self.couples_examples and len(self.roles) > 1 and any(need.kind == "token_logps" for need in self.needs):
             raise ValueError(
-                f"{type(self).__name__} couples examples, so its loss takes ..._logps, not ..._token_logps."
+                f"{type(self).__name__} couples examples of several roles, so its loss takes ..._logps, not "
+                "..._token_logps."
             )
+        self.value_head: ValueHead | None = None
+        if any(need.kind == "token_values" for need in self.needs):
+            size = policy.config.get_text_config().hidden_size
+            self.value_head = ValueHead(size, config.seed).to(policy.device)
         self.computer = StepComputer(
             self,
             policy,
@@ -96,6 +103,16 @@ class BasicTrainer:
         )
         self._reference_follows = config.humanline or config.loss.get("sync_reference", False)
         self.parameters = self.computer.parameters
+
+    @classmethod
+    def requirements(cls, loss: Any) -> list[Requirement]:
+        """The tensors that the loss takes, whose section of the config this is."""
+        return requirements(cls.loss)
+
+    @classmethod
+    def couples(cls, loss: Any) -> bool:
+        """Whether the loss, whose section of the config this is, couples the examples of a step."""
+        return cls.couples_examples
 
     def loss(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """The loss; each leaf defines it."""
@@ -196,7 +213,7 @@ class BasicTrainer:
                 "lr, or look at these examples with mode=inspect."
             ) from None
         with self.clock.part("optimizer"):
-            norm = clip_gradients(self.parameters, self.config.model.max_grad_norm)
+            norm = self._clip()
             if not math.isfinite(norm):
                 examples = "; ".join(describe(row) for row in rows[:5])
                 raise NonFiniteError(
@@ -220,6 +237,27 @@ class BasicTrainer:
         self.step_idx += 1
         self.examples += int(distributed.total(len(rows)))
         return norm
+
+    def _clip(self) -> float:
+        """Clips the gradients of the policy and of a value head, each by itself; returns the policy's norm before."""
+        policy = self.parameters
+        if self.value_head is not None:
+            own = [*self.value_head.parameters()]
+            clip_gradients(own, self.config.model.v_head_max_grad_norm)
+            policy = policy[: -len(own)]
+        return clip_gradients(policy, self.config.model.max_grad_norm)
+
+    def state_of_loss(self) -> Tensors:
+        """What a checkpoint keeps beside the policy: what the loss remembers, and the weights of a value head."""
+        head = {} if self.value_head is None else self.value_head.state_dict(prefix="value_head.")
+        return self.loss_state | head
+
+    def load_state_of_loss(self, state: Tensors) -> None:
+        """Takes back what `state_of_loss` gave."""
+        head = {name: value for name, value in state.items() if name.startswith("value_head.")}
+        if self.value_head is not None and head:
+            self.value_head.load_state_dict({name.removeprefix("value_head."): value for name, value in head.items()})
+        self.loss_state = {name: value.to(self.policy.device) for name, value in state.items() if name not in head}
 
     def _tokens(self, rows: Sequence[Row]) -> int:
         """Tokens of the sequences that are trained on, each prompt counted with each of its responses."""
@@ -255,8 +293,9 @@ class BasicTrainer:
             averages.add("loss", result.output.losses, result.weights)
         for need in self.needs:
             shared = self.couples_examples or need.role in self.computer.step_roles
-            if need.model == "policy" and need.kind != "shared_logps" and (first or not shared):
-                averages.add(f"logps/{need.role}", result.tensors[need.parameter])
+            name = {"logps": "logps", "token_logps": "logps", "token_values": "values"}.get(need.kind)
+            if need.model == "policy" and name is not None and (first or not shared):
+                averages.add(f"{name}/{need.role}", result.tensors[need.parameter])
         if result.output.chosen_rewards is not None:
             pairs = [[result.rows[index].pair for index in group] for group in self.loss_groups(result.rows)]
             averages.add_together(self._rewards_of_all, (pairs, result.output.to("cpu")))
@@ -341,7 +380,7 @@ class BasicTrainer:
         def fill(folder: Path) -> None:
             save_policy(
                 folder, self.policy, self.tokenizer, step_idx=self.step_idx, metrics=metrics | self._counters(),
-                loss_state=self.loss_state,
+                loss_state=self.state_of_loss(),
             )  # fmt: skip
 
         if distributed.rank() == 0:

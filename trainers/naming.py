@@ -14,8 +14,13 @@ from trainers.requirements import Requirement
 if TYPE_CHECKING:
     from trainers.basic import BasicTrainer
 
-# (policy or reference, role of a row) -> for each row, the log-probabilities of its scored tokens
+# (policy or reference, role of a row) -> for each row, the log-probabilities of its scored tokens; under
+# ("values", role) what a value head says of them
 Logps = dict[tuple[str, str], list[torch.Tensor]]
+
+
+ROW_KINDS = {"rewards": "reward", "groups": "group"}
+"""Kinds of tensors that hold what rows say, and the attribute that says it."""
 
 
 class Naming:
@@ -43,18 +48,24 @@ class Naming:
             role, indices = self.trainer.select(need.role, rows)
             if role not in self.trained_roles:
                 indices = range(len(logps[need.model, role]))
-            parts = [self.value(need, role, logps, index) for index in indices]
+            parts = [self.value(need, role, rows, logps, index) for index in indices]
             if not parts:
                 made[need.parameter] = torch.zeros(0, device=self.device)
             else:
-                made[need.parameter] = torch.cat(parts) if need.kind == "token_logps" else torch.stack(parts)
+                made[need.parameter] = torch.cat(parts) if need.kind.startswith("token_") else torch.stack(parts)
         return made
 
-    def value(self, need: Requirement, role: str, logps: Logps, index: int) -> torch.Tensor:
-        """What one response gives to a tensor: (), or (scored tokens,) of token_logps."""
+    def value(self, need: Requirement, role: str, rows: Sequence[Row], logps: Logps, index: int) -> torch.Tensor:
+        """What one response gives to a tensor: (), or (scored tokens,) where it is token by token."""
+        if need.kind in ROW_KINDS:
+            return logps["policy", role][index].new_tensor(getattr(rows[index], ROW_KINDS[need.kind]))
+        if need.kind == "token_advantages":
+            return torch.full_like(logps["policy", role][index], rows[index].advantage)
         if need.kind == "lengths":
             tokens = logps["policy", role][index]
             return tokens.new_full((), max(1, len(tokens)))  # means are taken by it: of none it is 0
+        if need.kind == "token_values":
+            return logps["values", role][index]
         values = self._tokens(need.model, role, logps, index)
         if need.kind == "token_logps":
             return values

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any, Self
+
 import torch
 
 from trainers.basic import BasicTrainer
@@ -19,6 +22,13 @@ class PairedPreferenceTrainer(BasicTrainer):
     """The family of losses on pairs: rows have the roles `chosen` and `rejected`."""
 
     roles = ("chosen", "rejected")
+
+    @classmethod
+    def part(cls, loss: Any) -> Self:
+        """The loss alone, without policy and loop, to be a part of a mixture; `loss` is its section of the config."""
+        alone = cls.__new__(cls)
+        alone.config, alone.loss_state = SimpleNamespace(loss=loss), {}
+        return alone
 
     def reward_metrics(self, output: LossOutput) -> dict[str, torch.Tensor]:
         """Adds the share of pairs whose chosen response has the higher reward, and by how much."""

@@ -13,7 +13,8 @@ import torch
 
 _NAMES = (
     re.compile(r"(?P<model>policy|reference)_(?P<role>\w+?)_(?P<kind>token_logps|shared_logps|logps)"),
-    re.compile(r"(?P<model>)(?P<role>\w+?)_(?P<kind>lengths)"),
+    re.compile(r"(?P<model>policy)_(?P<role>\w+?)_(?P<kind>token_values)"),
+    re.compile(r"(?P<model>)(?P<role>\w+?)_(?P<kind>lengths|rewards|token_advantages|groups)"),
 )
 
 
@@ -25,9 +26,11 @@ class Requirement:
         parameter: its name in the signature.
         model: policy or reference; empty for what the rows themselves say.
         role: chosen, rejected, target, KL, ...
-        kind: `logps` is one log-probability per response, `token_logps` one per scored token, `shared_logps` one per
+        kind: `logps` is one log-probability per response, `token_logps` one per scored token, `token_values` what a
+            value head says before each of them, `shared_logps` one log-probability per
             response for as many of its first scored tokens as the row's shortest response has, `lengths` the number of
-            scored tokens of each response.
+            scored tokens of each response (at least 1); `rewards`, `groups` and (for each scored token)
+            `token_advantages` are what rows of a ScoredDataLoader say.
     """
 
     parameter: str
@@ -50,8 +53,8 @@ def requirements(loss: Callable) -> list[Requirement]:
         if match is None:
             raise ValueError(
                 f"{getattr(loss, '__qualname__', loss)} asks for {name!r}. A loss takes tensors named "
-                "{policy|reference}_{role}_{logps|token_logps|shared_logps} or {role}_lengths, such as "
-                "policy_chosen_logps."
+                "{policy|reference}_{role}_{logps|token_logps|shared_logps}, policy_{role}_token_values or "
+                "{role}_{lengths|rewards|token_advantages|groups}, such as policy_chosen_logps."
             )
         needs.append(Requirement(name, **match.groupdict()))
     return needs

@@ -20,6 +20,7 @@ from models.logprobs import branch_logps, cut, positions
 from models.precision import WorkingCopy
 from models.probe import use_tree_rows
 from trainers import distributed
+from trainers.coupling import refuse_undeclared_coupling
 from trainers.metrics import Clock
 from trainers.naming import Logps, Naming
 from trainers.outputs import LossOutput, StepResult, Tensors
@@ -32,12 +33,6 @@ if TYPE_CHECKING:
     from trainers.basic import BasicTrainer
 
 
-_COUPLED = (
-    "{loss} couples the examples of a step: the loss of an example depends on which others are with it. {fix} "
-    "`couples_examples = True` in the class, and the result no longer depends on micro-batches and processes."
-)
-
-
 class NonFiniteError(ValueError):
     """A loss or gradient that is not finite: the run stops before the optimizer sees it."""
 
@@ -46,7 +41,7 @@ class StepComputer:
     """Computes steps for a trainer, which says what the loss is and what its names mean.
 
     Args:
-        trainer: gives `loss`, `needs`, `roles`, `select`, `loss_groups` and `couples_examples`.
+        trainer: gives `loss`, `needs`, `roles`, `select`, `loss_groups`, `couples_examples` and `value_head`.
         tokens_per_microbatch: tokens of one forward pass.
         dtype: compute dtype of the policy; with bfloat16 its weights stay in float32.
         clamp: see `trainers.naming`.
@@ -70,7 +65,8 @@ class StepComputer:
         self.clock = clock
         use_tree_rows(policy)
         self._copy = WorkingCopy(policy, dtype) if dtype == torch.bfloat16 else None
-        self.parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+        own = [] if trainer.value_head is None else [*trainer.value_head.parameters()]
+        self.parameters = [*(parameter for parameter in policy.parameters() if parameter.requires_grad), *own]
         roles = {(need.model, trainer.select(need.role, [])[0]) for need in trainer.needs if need.model}
         self.trained_roles = [role for role in trainer.roles if ("policy", role) in roles]
         self.passed = np.zeros(3, dtype=np.int64)  # positions computed, tokens in trees, tokens of all paths
@@ -120,11 +116,21 @@ class StepComputer:
     @torch.no_grad()
     def _policy(self, rows: Sequence[Row], roles: Sequence[str]) -> Logps:
         """The policy's log-probabilities, without gradients."""
-        logps: Logps = {("policy", role): [self._empty()] * len(rows) for role in roles}
+        logps: Logps = {(kind, role): [self._empty()] * len(rows) for kind in self._kinds() for role in roles}
         for places, forest in self._packs(rows, roles):
-            for (index, role), value in zip(places, branch_logps(self.policy, forest), strict=True):
-                logps["policy", role][index] = value
+            for kind, values in self._computed(forest).items():
+                for (index, role), value in zip(places, values, strict=True):
+                    logps[kind, role][index] = value
         return logps
+
+    def _kinds(self) -> tuple[str, ...]:
+        return ("policy",) if self.trainer.value_head is None else ("policy", "values")
+
+    def _computed(self, forest: Sequence[TreeRow]) -> dict[str, list[torch.Tensor]]:
+        """For each branch of a forward pass the policy's log-probabilities, and what a value head says."""
+        if self.trainer.value_head is None:
+            return {"policy": branch_logps(self.policy, forest)}
+        return dict(zip(self._kinds(), branch_logps(self.policy, forest, self.trainer.value_head), strict=True))
 
     def _referred(self, rows: Sequence[Row]) -> Logps:
         """The reference's log-probabilities."""
@@ -149,11 +155,15 @@ class StepComputer:
 
     def _forward(self, places: Sequence[Place], forest: Sequence[TreeRow]) -> tuple[list[int], Logps]:
         """One forward pass with gradients: the rows in it, and for each of them its log-probabilities by role."""
-        values = dict(zip(places, branch_logps(self.policy, forest), strict=True))
+        values = {kind: dict(zip(places, some, strict=True)) for kind, some in self._computed(forest).items()}
         paths = sum(len(row.prompt) + len(branch.ids) for row in forest for branch in row.branches)
         self.passed += np.array([positions(self.policy, forest), sum(map(len, forest)), paths])
         group = sorted({index for index, _ in places})
-        return group, {("policy", role): [values[index, role] for index in group] for role in self.trained_roles}
+        return group, {
+            (kind, role): [of[index, role] for index in group]
+            for kind, of in values.items()
+            for role in self.trained_roles
+        }
 
     # The loss ------------------------------------------------------------------------------------------------------
 
@@ -211,14 +221,16 @@ class StepComputer:
     def _result(self, rows: Sequence[Row], logps: Logps) -> StepResult:
         tensors, weights = self._naming.tensors(rows, logps), self._weights(rows, logps)
         if self.trainer.couples_examples:
-            tensors, weights, _ = self._of_all_processes(rows, tensors, weights)
+            tensors, weights, _ = self._of_all_processes(rows, tensors, logps)
         return StepResult(rows, tensors, self._loss(tensors, weights), weights)
 
     def _apart(self, rows: Sequence[Row], logps: Logps) -> StepResult:
         """Each micro-batch forward and backward by itself; the loss on the whole step is then there for the metrics."""
         count = distributed.total(self._count(rows))
         shared = self._with_all_processes(logps)
-        trained: Logps = {("policy", role): [self._empty()] * len(rows) for role in self.trained_roles}
+        trained: Logps = {
+            (kind, role): [self._empty()] * len(rows) for kind in self._kinds() for role in self.trained_roles
+        }
         for pack in self._packs(rows, self.trained_roles):
             with self.clock.part("forward"):
                 group, own = self._forward(*pack)
@@ -237,7 +249,9 @@ class StepComputer:
                     trained[key][index] = value.detach()
         with torch.no_grad():
             result = self._result(rows, shared | trained)
-            self._refuse_undeclared_coupling(result, shared | trained)
+            if not self.trainer.couples_examples and len(rows) > 1:
+                known = shared | trained
+                refuse_undeclared_coupling(self.trainer, self._naming, rows, known, self._owners(rows, known))
         return result
 
     def _count(self, rows: Sequence[Row]) -> int:
@@ -256,7 +270,7 @@ class StepComputer:
         slopes_of = [need for need in self.trainer.needs if need.model == "policy" and need.role not in self.step_roles]
         for need in slopes_of:
             own[need.parameter] = own[need.parameter].detach().requires_grad_()
-        tensors, weights, count = self._of_all_processes(rows, own, self._weights(rows, logps))
+        tensors, weights, count = self._of_all_processes(rows, own, logps)
         output = self._loss(tensors, weights)
         self._refuse_non_finite(output.losses, rows)
         leaves = [own[need.parameter] for need in slopes_of]
@@ -275,14 +289,16 @@ class StepComputer:
             group, own = self._forward(*pack)
         trained = [key for key in logps if key[1] in self.trained_roles]
         known = {key: [logps[key][index] for index in group] for key in trained}
+        some = [rows[index] for index in group]
         surrogate = torch.zeros((), device=self.policy.device)
         for need in needs:
             role, indices = self.trainer.select(need.role, rows)
-            sizes = [len(logps["policy", role][index]) if need.kind == "token_logps" else 1 for index in indices]
+            by_token = need.kind.startswith("token_")
+            sizes = [len(logps["policy", role][index]) if by_token else 1 for index in indices]
             slope_of = dict(zip(indices, slopes[need.parameter].split(sizes), strict=True))
             for place, index in enumerate(group):
                 if index in slope_of:
-                    value = self._naming.value(need, role, known | own, place)
+                    value = self._naming.value(need, role, some, known | own, place)
                     surrogate = surrogate + (value * slope_of[index]).sum()
         if surrogate.requires_grad:  # not where the loss names none of these rows
             with self.clock.part("backward"):
@@ -300,11 +316,17 @@ class StepComputer:
         }
 
     def _of_all_processes(
-        self, rows: Sequence[Row], tensors: Tensors, weights: torch.Tensor
+        self, rows: Sequence[Row], tensors: Tensors, logps: Logps
     ) -> tuple[Tensors, torch.Tensor, int]:
         """Tensors and weights of the step on all processes, in the order that the loss expects, and how many losses."""
         joined = self._joined(tensors)
-        groups = weights.split([len(group) for group in self.trainer.loss_groups(rows)])
+        sizes = [
+            sum(len(logps["policy", role][index]) for index in group for role in self.trained_roles)
+            if self._by_token
+            else len(group)
+            for group in self.trainer.loss_groups(rows)
+        ]
+        groups = self._weights(rows, logps).split(sizes)
         all_weights = torch.cat([torch.cat(distributed.gather(group)) for group in groups])
         return joined, all_weights, len(all_weights)
 
@@ -315,42 +337,6 @@ class StepComputer:
             else torch.cat(distributed.gather(tensors[need.parameter]))
             for need in self.trainer.needs
         }
-
-    def _refuse_undeclared_coupling(self, result: StepResult, logps: Logps) -> None:
-        """The loss of a part of the step must be that part of the loss of the step.
-
-        It is looked at beside the step: where policy and reference are the same, as at the beginning, a coupling may be
-        there in the gradient alone, and where all log-ratios have one sign it may not be there at all.
-        """
-        rows = result.rows
-        if self.trainer.couples_examples or len(rows) < 2:
-            return
-        for lead in (1.0, -1.0):
-            beside = self._beside(logps, lead)
-            whole = LossOutput.of(self.trainer.loss(**self._naming.tensors(rows, beside))).losses
-            owners = self._owners(rows, beside)
-            for first in (0, 1):
-                half = sorted(index for group in self.trainer.loss_groups(rows) for index in group[first::2])
-                part = {k: [v[i] for i in half] if k[1] in self.trained_roles else v for k, v in beside.items()}
-                tensors = self._naming.tensors([rows[index] for index in half], part)
-                losses = LossOutput.of(self.trainer.loss(**tensors)).losses
-                wanted = whole[torch.tensor([index in half for index in owners], device=whole.device)]
-                same = losses.shape == wanted.shape
-                if not same or not torch.allclose(losses, wanted, rtol=1e-4, atol=1e-5, equal_nan=True):
-                    fix = "A loss of tokens cannot do that: take ..._logps in place of ..._token_logps, and say so by"
-                    name = f"{type(self.trainer).__name__}.loss"
-                    raise ValueError(_COUPLED.format(loss=name, fix=fix if self._by_token else "Set"))
-
-    def _beside(self, logps: Logps, lead: float) -> Logps:
-        """Values of trained roles near the policy's, with log-ratios between -2 and 2 around `lead`, all different."""
-        generator = np.random.default_rng(0)
-        beside = dict(logps)
-        for model, role in sorted(key for key in logps if key[1] in self.trained_roles):
-            more = max(0.0, lead if model == "reference" else -lead)
-            beside[model, role] = [
-                value - (more + generator.uniform(0.1, 2.1)) / max(1, len(value)) for value in logps["policy", role]
-            ]
-        return beside
 
     def _refuse_non_finite(self, losses: torch.Tensor, rows: Sequence[Row]) -> None:
         if bool(torch.isfinite(losses).all()):

@@ -158,7 +158,7 @@ def test_a_file_of_the_users_that_would_never_be_read_is_refused(name, tmp_path)
     ],
 )
 def test_rotary_positions_that_depend_on_neighbours_are_refused(settings, limit):
-    """Prevents values that depend on the longest sequence of a pass, and so on packs: tree rows and padded ones alike."""
+    """Prevents values that depend on the longest sequence of a pass, and so on packs, of tree rows and padded ones."""
     inner = SimpleNamespace(rope_parameters=settings, max_position_embeddings=64)
     model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: inner))
     train.check_rope(model, limit or 10**6)

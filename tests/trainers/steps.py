@@ -1,5 +1,6 @@
 """Steps of the losses on a tiny model: the rows of one, and its gradient and metrics."""
 
+import functools
 from dataclasses import replace
 
 import torch
@@ -11,7 +12,9 @@ from trainers.metrics import Averages
 
 LOSSES = sorted(file.stem for file in (tiny.CONFIG / "loss").glob("*.yaml"))
 """Every loss that there is, by its YAML."""
+CONTROL = {"chosen": "<|good|>", "rejected": "<|bad|>"}
 LOADERS = {name: resolve(tiny.config(name).loss.dataloader, "dataloaders") for name in LOSSES}
+LOADERS["csft"] = functools.partial(LOADERS["csft"], control_tokens=CONTROL)
 CASES = {
     **{name: (resolve(tiny.config(name).loss.trainer, "trainers"), name) for name in LOSSES},
     "simple_kto": (SimpleKTOTrainer, "kto"),

@@ -8,7 +8,12 @@ import torch
 from dataloaders.paired import PairedPreferenceDataLoader
 from dataloaders.unpaired import UnpairedPreferenceDataLoader
 from tests import tiny
-from tests.trainers.couplings import SimpleKTOTrainer, SortedTrainer, UndeclaredSimpleKTOTrainer
+from tests.trainers.couplings import (
+    SimpleKTOTrainer,
+    SortedTrainer,
+    TokensOfBothTrainer,
+    UndeclaredSimpleKTOTrainer,
+)
 from tests.trainers.steps import rows_of
 from trainers.metrics import Averages
 from trainers.paired import DPOTrainer, PairedPreferenceTrainer
@@ -64,7 +69,7 @@ class MeanOverTokens(SFTTrainer):
 
 def test_an_undeclared_coupling_of_tokens_is_refused():
     """Prevents a loss of tokens whose result depends on micro-batches."""
-    with pytest.raises(ValueError, match=r"couples.*loss of tokens cannot"):
+    with pytest.raises(ValueError, match=r"couples.*couples_examples = True"):
         tiny.trainer(MeanOverTokens, "sft", reference_seed=None).computer.gradients(rows_of("sft"))
 
 
@@ -164,14 +169,37 @@ def test_what_a_loss_may_not_return_is_said(returned, message: str):
         tiny.trainer(Slip, "dpo", reference_seed=None).computer.gradients(rows_of("dpo"))
 
 
-def test_a_coupled_loss_of_tokens_is_refused():
-    """Prevents two passes over values of which the second pass knows only the sums."""
+def test_a_coupled_loss_of_the_tokens_of_two_roles_is_refused():
+    """Prevents weights of the wrong tokens: which of them is whose is known for one role alone."""
 
-    class Coupled(SFTTrainer):
+    class Coupled(TokensOfBothTrainer):
         couples_examples = True
 
-    with pytest.raises(ValueError, match="couples examples"):
-        tiny.trainer(Coupled, "sft")
+    with pytest.raises(ValueError, match="couples examples of several roles"):
+        tiny.trainer(Coupled, "dpo")
+
+
+class DeclaredMeanOverTokens(MeanOverTokens):
+    """The same, declared."""
+
+    couples_examples = True
+
+
+def test_a_coupled_loss_of_tokens_does_not_depend_on_packs():
+    """Prevents slopes of the wrong tokens where a coupled loss is one of tokens."""
+    rows = rows_of("sft", weights=True)
+    gradients = []
+    for budget in (10**6, 1):
+        trainer = tiny.trainer(
+            DeclaredMeanOverTokens, "sft", reference_seed=None, dtype=torch.float64,
+            model__tokens_per_microbatch=budget,
+        )  # fmt: skip
+        trainer.computer.gradients(rows)
+        gradients.append(tiny.gradients(trainer.policy))
+    plain = tiny.trainer(SFTTrainer, "sft", reference_seed=None, dtype=torch.float64)
+    result = plain.computer.gradients(rows)
+    assert tiny.relative(*gradients) < 1e-9
+    assert tiny.relative(gradients[0] * len(result.weights), tiny.gradients(plain.policy)) < 1e-9
 
 
 def test_an_unknown_parameter_is_named():

@@ -84,11 +84,12 @@ def sppo_hard(
     *,
     beta: float,
 ) -> Output:
-    """Self-play preference optimization with certain wins (Wu et al. 2024, arXiv 2405.00675, equation 4.7, P in {0, 1}).
+    """Self-play preference optimization with certain wins (Wu et al. 2024, arXiv 2405.00675, equation 4.7).
 
         (r(y_w) - 1 / (2 beta))^2 + (r(y_l) + 1 / (2 beta))^2
 
-    where the paper's eta is 1 / beta. Use it on pairs of the policy's own samples, in rounds.
+    where the paper's eta is 1 / beta, and its P is 1 for the winner and 0 for the loser. Use it on pairs of the
+    policy's own samples, in rounds.
 
     Args:
         policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps: (B,)
@@ -181,7 +182,8 @@ def dpop(
         policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps: (B,)
             log-probabilities in nats.
         beta: strength of the pull towards the reference; 0.01 to 0.5.
-        lambda_coef: lambda, the price of a chosen response that became less likely; 0 (which is DPO) to 50 (the paper's).
+        lambda_coef: lambda, the price of a chosen response that became less likely; 0 (which is DPO) to 50 (in the
+            paper).
 
     Returns:
         losses (B,); rewards beta r(y) of the chosen (B,) and rejected (B,) responses, detached.

@@ -1,0 +1,65 @@
+"""A loss that couples the examples of a step, and does not say so, is found out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from dataloaders.batches import Row
+from trainers.naming import Logps, Naming
+from trainers.outputs import LossOutput
+
+if TYPE_CHECKING:
+    from trainers.basic import BasicTrainer
+
+
+def refuse_undeclared_coupling(
+    trainer: BasicTrainer, naming: Naming, rows: Sequence[Row], logps: Logps, owners: Sequence[int]
+) -> None:
+    """The loss of a part of the step must be that part of the loss of the step.
+
+    It is looked at beside the step: where policy and reference are the same, as at the beginning, a coupling may be
+    there in the gradient alone, and where all log-ratios have one sign it may not be there at all.
+
+    Args:
+        owners: the row of each loss, in the order of the loss's output.
+
+    Raises:
+        ValueError: when it is not.
+    """
+    for lead in (1.0, -1.0):
+        beside = _beside(naming, logps, lead)
+        whole = LossOutput.of(trainer.loss(**naming.tensors(rows, beside))).losses
+        for first in (0, 1):
+            half = sorted(index for group in trainer.loss_groups(rows) for index in group[first::2])
+            if not half:
+                continue
+            part = {k: [v[i] for i in half] if k[1] in naming.trained_roles else v for k, v in beside.items()}
+            losses = LossOutput.of(trainer.loss(**naming.tensors([rows[index] for index in half], part))).losses
+            wanted = whole[torch.tensor([index in half for index in owners], device=whole.device)]
+            same = losses.shape == wanted.shape
+            if not same or not torch.allclose(losses, wanted, rtol=1e-4, atol=1e-5, equal_nan=True):
+                by_token = any(need.kind == "token_logps" for need in trainer.needs)
+                fix = "A loss of tokens cannot do that: take ..._logps in place of ..._token_logps, and say so by"
+                raise ValueError(
+                    f"{type(trainer).__name__}.loss couples the examples of a step: the loss of an example depends on "
+                    f"which others are with it. {fix if by_token and len(trainer.roles) > 1 else 'Set'} "
+                    "`couples_examples = True` in the class, and the result no longer depends on micro-batches and "
+                    "processes."
+                )
+
+
+def _beside(naming: Naming, logps: Logps, lead: float) -> Logps:
+    """Values of trained roles near the policy's, with log-ratios between -2 and 2 around `lead`, all different."""
+    generator = np.random.default_rng(0)
+    beside = dict(logps)
+    known = sorted(key for key in logps if key[0] in ("policy", "reference") and key[1] in naming.trained_roles)
+    for model, role in known:
+        more = max(0.0, lead if model == "reference" else -lead)
+        beside[model, role] = [
+            value - (more + generator.uniform(0.1, 2.1)) / max(1, len(value)) for value in logps["policy", role]
+        ]
+    return beside
