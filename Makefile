@@ -16,7 +16,7 @@ RUN = .cache/demo
 COMPARE = $(VENV)/bin/python compare.py -f demo/demo.json -ck policy -bk reference -r demo/results.jsonl
 INSTALLED = $(VENV)/.installed
 
-.PHONY: help venv demo test test-all soak bench lint clean
+.PHONY: help venv demo test test-all soak bench docs lint clean
 .DEFAULT_GOAL := help
 
 help: ## list these targets
@@ -57,6 +57,9 @@ soak: $(INSTALLED) ## kill runs at random moments and see that they recover
 
 bench: $(INSTALLED) ## speed and memory beside TRL: DATA=hh.jsonl.gz PEER=script PEER_PYTHON=python with trl (an hour and a half)
 	$(VENV)/bin/python -m benchmarks.speed --data "$(DATA)" --peer "$(PEER)" --peer-python "$(PEER_PYTHON)"
+
+docs: $(INSTALLED) ## write docs/losses.md and its plots from the losses themselves
+	$(VENV)/bin/python -m docs.make_losses
 
 lint: $(INSTALLED) ## check style and formatting
 	$(VENV)/bin/ruff check .

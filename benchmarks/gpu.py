@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--peer-python", help="an interpreter that has trl: measures it as well")
     parser.add_argument("--output", default=str(HERE / "gpu.json"))
     options = parser.parse_args()
-    if options.device == "cuda" and not torch.cuda.is_available():
+    if not options.toy and (options.device == "cpu" or not torch.cuda.is_available()):
         sys.exit("there is no GPU: try --device cpu --toy, which shows that it runs and keeps no figure")
     sizes = ["--pairs", "6", "--step", "3"] if options.toy else ["--pairs", "160", "--step", "32"]
     budget = ["--tokens-per-microbatch", "1024" if options.toy else "16384"]
@@ -82,7 +82,7 @@ def main() -> None:
             rows.append(measure(name, method, [*sizes, *extra], options.device, peer))
             print(json.dumps(rows[-1], indent=1))
     if options.toy:
-        print("No figure was taken: this was a tiny shape.")
+        print("No figure is kept: this was a tiny shape.")
         return
     name = torch.cuda.get_device_name()
     paper = next((rate for key, rate in PAPER_TFLOPS.items() if key in name), None)

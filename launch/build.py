@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from models.reference import Reference
+
+log = logging.getLogger(__name__)
 
 
 def build_device(name: str) -> torch.device:
@@ -110,17 +113,20 @@ def build_model(config: DictConfig, device: torch.device, load_from: str | None)
 
     model = config.model
     shape: Mapping[str, Any] = OmegaConf.to_container(model.shape, resolve=True)
-    loaded = load_model(
-        model.name_or_path,
-        cache_dir=config.cache_dir,
-        load_from=load_from,
-        shape=shape,
-        seed=config.seed,
-        revision=model.revision,
-        attn_implementation=model.attn_implementation,
-        trust_remote_code=model.trust_remote_code,
-    )
-    return loaded.to(device)
+
+    def load(attention: str) -> PreTrainedModel:
+        return load_model(
+            model.name_or_path, cache_dir=config.cache_dir, load_from=load_from, shape=shape, seed=config.seed,
+            revision=model.revision, attn_implementation=attention, trust_remote_code=model.trust_remote_code,
+        ).to(device)  # fmt: skip
+
+    try:
+        return load(model.attn_implementation)
+    except ValueError as error:
+        if model.attn_implementation != "sdpa" or "scaled_dot_product_attention" not in str(error):
+            raise
+    log.info("this architecture has no SDPA in transformers: model.attn_implementation=eager is taken in its place")
+    return load("eager")
 
 
 def build_start(config: DictConfig, device: torch.device) -> PreTrainedModel:

@@ -88,7 +88,7 @@ def _at_least_one(value: float) -> bool:
 
 
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "seed": (_at_least_zero, "at least 0"),
+    "seed": (lambda value: 0 <= value < 2**63, "at least 0 and below 2^63"),
     "n_epochs": (_at_least_one, "at least 1"),
     "n_examples": (_at_least_one, "at least 1, or null for no limit"),
     "n_eval_examples": (_at_least_zero, "at least 0, or null for all"),
@@ -100,7 +100,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "beta2": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
     "eps": (_above_zero, "above 0"),
     "warmup": (lambda value: 0 <= value < 1, "at least 0 and below 1 (a share of the steps; warmup_steps is a number)"),
-    "warmup_steps": (_at_least_zero, "at least 0"),
+    "warmup_steps": (lambda value: 0 <= value < 2**31, "at least 0 and below 2^31"),
     "minimum_log_interval_secs": (_at_least_zero, "at least 0"),
     "n_samples": (_at_least_one, "at least 1, or null for all"),
     "top_p": (lambda value: 0 < value <= 1, "above 0 and at most 1"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -58,6 +59,7 @@ def run(config: DictConfig) -> dict[str, float]:
         log.info("%s was not finished: it starts again from the beginning", folder)
     train_loader, eval_loader, tokenizer = load_data(config)
     account = inspection.account_of([loader for loader in (train_loader, eval_loader) if loader is not None])
+    tell_long_rows(train_loader, kind.roles, config.model.tokens_per_microbatch)
     if claimed is not None:
         print(inspection.account_table(account), file=sys.stderr)
     trainer = _trainer(config, kind, folder, device, train_loader, eval_loader, tokenizer)
@@ -105,6 +107,17 @@ def trainer_class(config: DictConfig) -> type[BasicTrainer]:
                 f"{need.role!r}{did_you_mean(need.role, known)}; there are {', '.join(sorted(known))}."
             )
     return kind
+
+
+def tell_long_rows(loader: DataLoader, roles: Sequence[str], budget: int) -> None:
+    """A row is never cut into two forward passes, so one that is longer than the budget has a larger pass to itself."""
+    lengths = [len(row.prompt) + sum(len(row.responses[role].ids) for role in roles) for row in loader.data]
+    longer = [length for length in lengths if length > budget]
+    if longer and distributed.rank() == 0:
+        log.info(
+            "%d of %d rows are longer than model.tokens_per_microbatch=%d (the longest has %d tokens): each has a "
+            "forward pass of its own, which takes more memory", len(longer), len(lengths), budget, max(longer),
+        )  # fmt: skip
 
 
 def load_data(config: DictConfig) -> tuple[DataLoader, DataLoader | None, object]:

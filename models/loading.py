@@ -205,7 +205,7 @@ def load_model(
             raise _unreadable(source, error) from error
         # What a hub checkpoint has beyond the model (buffers of older versions, say) is left alone, with a warning.
         _refuse_other_architecture(source, {key: info[key] for key in ("missing_keys", "mismatched_keys")})
-    _turn_dropout_off(model)
+    turn_dropout_off(model)
     return model.eval()
 
 
@@ -314,19 +314,20 @@ def _unreadable(weights: Weights, error: Exception) -> ValueError:
     return ValueError(f"cannot load the model at {weights.path}: {first}")
 
 
-def _turn_dropout_off(model: PreTrainedModel) -> None:
+def turn_dropout_off(model: PreTrainedModel) -> None:
+    """No noise in training: dropout, dropped layers, jitter of routers, be they modules, attributes or config keys."""
     import torch
 
     for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd) or "dropout" in type(module).__name__.lower():
             module.p = 0.0
-    for key, value in list(vars(model.config).items()):
-        # Attention dropout is read from the config or copied to an attribute of the attention module.
-        if key.endswith(("dropout", "pdrop")) and isinstance(value, float):
-            setattr(model.config, key, 0.0)
-    for module in model.modules():
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+        for key, value in list(vars(module).items()):
+            if isinstance(value, float) and ("drop" in key or "jitter" in key):
+                setattr(module, key, 0.0)
+    for config in {id(one): one for one in (model.config, model.config.get_text_config())}.values():
+        for key, value in list(vars(config).items()):
+            if isinstance(value, float) and ("drop" in key or "jitter" in key):
+                setattr(config, key, 0.0)
 
 
 def copy_model_files(source: Path, target: Path) -> None:

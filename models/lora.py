@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from models.optional import hush_bitsandbytes
 from models.precision import cast_weights
 from models.quantization import dequantize, quantize
 
@@ -148,6 +149,7 @@ def merge_saved(
 
 
 def _inject(model: PreTrainedModel, adapter: Adapter) -> Any:
+    hush_bitsandbytes()
     from peft import LoraConfig
     from peft.tuners.lora import LoraModel
 
@@ -156,12 +158,13 @@ def _inject(model: PreTrainedModel, adapter: Adapter) -> Any:
         r=adapter.rank, lora_alpha=adapter.alpha, lora_dropout=adapter.dropout, target_modules=targets,
         task_type="CAUSAL_LM",
     )  # fmt: skip
+    names = sorted({name.rsplit(".", 1)[-1] for name, one in model.named_modules() if _is_linear(one)})
     try:
         return LoraModel(model, config, "default")
     except ValueError as error:
-        names = sorted({name.rsplit(".", 1)[-1] for name, one in model.named_modules() if _is_linear(one)})
         raise ValueError(
-            f"model.lora.targets={targets} fits no layer of this model; its linear layers are named {', '.join(names)}."
+            f"model.lora.targets={targets} does not do for this model, whose linear layers are named "
+            f"{', '.join(names)}: {str(error).splitlines()[0]}"
         ) from error
 
 

@@ -26,8 +26,13 @@ def need_bitsandbytes(setting: str) -> None:
 def bitsandbytes(setting: str) -> ModuleType:
     """The library; ValueError when it is not installed."""
     need_bitsandbytes(setting)
-    # On some processors it advises installing one more library, for a matrix product that is not used here.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    hush_bitsandbytes()
     import bitsandbytes
 
     return bitsandbytes
+
+
+def hush_bitsandbytes() -> None:
+    """On some processors it advises installing one more library, for a matrix product that is not used here; so it does
+    when peft imports it."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

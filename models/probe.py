@@ -20,6 +20,7 @@ from transformers.utils import logging as chatter
 
 from models import tree_attention
 from models.lean import slim
+from models.loading import turn_dropout_off
 from models.logprobs import ScoredSequence, attention_of, packed_logps, token_logps, uses_tree_rows
 from models.tree_rows import Branch, Pack, Stretch, TreeRow
 
@@ -35,20 +36,30 @@ _verdicts: dict[tuple[type, str], Verdict] = {}
 
 
 class Verdict(NamedTuple):
-    """What was found: why tree rows are not exact for a class (None: they are), and whether `models.lean` is, too."""
+    """What was found: why tree rows are not exact for a class (None: they are), whether `models.lean` is, too, and why
+    not even padded rows are (None: they are, or there is no need for them)."""
 
     reason: str | None
     lean: bool = False
+    padded: str | None = None
 
 
 def use_tree_rows(model: PreTrainedModel) -> bool:
     """Lets `branch_logps` compute a model by tree rows from now on, where they are exact; else says why not, once.
 
     Whatever else runs the model then does it inside `plain_attention`.
+
+    Raises:
+        ValueError: for a model whose padded rows depend on each other, so that no value of it can be relied on.
     """
     if uses_tree_rows(model):
         return True
-    reason, lean = verdict_on(model)
+    reason, lean, padded = verdict_on(model)
+    if padded is not None:
+        raise ValueError(
+            f"{type(model).__name__} cannot be used here: {reason}, and in padded rows {padded}. Choose a model of "
+            "another architecture."
+        )
     if reason is not None:
         log.warning(
             "%s is computed by padded rows: %s. Results are the same; prompts are computed once for each response, and "
@@ -70,7 +81,10 @@ def verdict_on(model: PreTrainedModel) -> Verdict:
         return Verdict(f"no small model of its class can be made ({_first(error)})")
     name = type(model), json.dumps(config.to_dict(), sort_keys=True, default=str)
     if name not in _verdicts:
-        _verdicts[name] = _try(type(model), config)
+        verdict = _try(type(model), config)
+        if verdict.reason is not None:
+            verdict = verdict._replace(padded=_problem_of_padded_rows(type(model), config))
+        _verdicts[name] = verdict
     return _verdicts[name]
 
 
@@ -97,6 +111,9 @@ def small_config(config: PretrainedConfig) -> PretrainedConfig:
         for key in ("sliding_window", "attention_chunk_size", "window_size"):
             if isinstance(getattr(part, key, None), int):
                 setattr(part, key, _WINDOW)
+        for key, value in {"index_topk": 2, "index_topk_blocks": 1, "index_block_size": 2}.items():  # sparse attention
+            if isinstance(getattr(part, key, None), int):
+                setattr(part, key, value)
         for key in ("pad_token_id", "bos_token_id", "eos_token_id"):
             if getattr(part, key, None) is not None:
                 setattr(part, key, 1)
@@ -125,8 +142,10 @@ def _try(kind: type[PreTrainedModel], config: PretrainedConfig) -> Verdict:
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(0)
             model = kind._from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+            turn_dropout_off(model)
             _spread(model)
             plain = _values(model, torch.cat([token_logps(model, [sequence])[0] for sequence in sequences]))
+            model.train()
             with attention_of(model, tree_attention.NAME):
                 ours = _values(model, torch.cat(packed_logps(model, pack)))
                 blind = torch.cat(packed_logps(model, _as_chains(pack))).detach()
@@ -145,6 +164,33 @@ def _try(kind: type[PreTrainedModel], config: PretrainedConfig) -> Verdict:
     if (blind - plain[0]).abs().max() < 100 * TOLERANCE:
         return Verdict("a small random model of its class does not tell branches from a chain")
     return Verdict(None, lean)
+
+
+@torch.no_grad()
+def _problem_of_padded_rows(kind: type[PreTrainedModel], config: PretrainedConfig) -> str | None:
+    """What is wrong with padded rows of a small random model: they must give what each row gives by itself.
+
+    None also where no such model can be made: that says nothing of the model itself.
+    """
+    sequences = [ScoredSequence(row.prompt, *branch) for row in _rows(_SIZES["vocab_size"]) for branch in row.branches]
+    verbosity = chatter.get_verbosity()
+    chatter.set_verbosity_error()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = kind._from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+            _spread(model)
+            alone = torch.cat([token_logps(model, [sequence])[0] for sequence in sequences])
+    except Exception:
+        return None
+    finally:
+        chatter.set_verbosity(verbosity)
+    try:
+        together = torch.cat(token_logps(model, sequences))
+    except Exception as error:
+        return _first(error)
+    largest = float((together - alone).abs().max())
+    return None if largest <= TOLERANCE else f"log-probabilities differ by {largest:.1e} nats from those of single ones"
 
 
 def _is_exact_when_lean(model: PreTrainedModel, pack: Pack, plain: tuple[torch.Tensor, torch.Tensor]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainers.basic import BasicTrainer
-from trainers.losses.sft import sft
+from trainers.losses.sft import csft, sft
 from trainers.requirements import formula
 
 
@@ -13,3 +13,9 @@ class SFTTrainer(BasicTrainer):
     roles = ("target",)
 
     loss = formula(sft)
+
+
+class ConditionalSFTTrainer(SFTTrainer):
+    """Maximum likelihood of good and bad responses, each behind its control string."""
+
+    loss = formula(csft)

@@ -9,9 +9,11 @@ from types import SimpleNamespace
 import pytest
 from omegaconf import OmegaConf
 
-from launch import train
+from dataloaders.paired import PairedPreferenceDataLoader
+from launch import build, train
 from launch.compose import compose
 from launch.run_folder import claim, finish, release
+from tests import tiny
 
 ROW = '{"prompt": "p", "chosen": "a", "rejected": "b"}\n'
 
@@ -165,3 +167,33 @@ def test_rotary_positions_that_depend_on_neighbours_are_refused(settings, limit)
     if limit is not None:
         with pytest.raises(ValueError, match=f"set model.max_length={limit}"):
             train.check_rope(model, limit + 1)
+
+
+def test_rows_longer_than_the_budget_are_told(caplog):
+    """Prevents that somebody who lowers the budget believes in passes of that size."""
+    loader = tiny.loader(PairedPreferenceDataLoader, 4)
+    lengths = [len(row.prompt) + sum(len(one.ids) for one in row.responses.values()) for row in loader.data]
+    with caplog.at_level("INFO"):
+        train.tell_long_rows(loader, ("chosen", "rejected"), max(lengths))
+        assert not caplog.records
+        train.tell_long_rows(loader, ("chosen", "rejected"), max(lengths) - 1)
+    assert f"1 of 4 rows are longer than model.tokens_per_microbatch={max(lengths) - 1}" in caplog.text
+
+
+def test_an_architecture_without_sdpa_is_loaded_with_eager(monkeypatch, caplog):
+    """Prevents an error of transformers that advises an argument of its own, where tree rows need neither."""
+    asked = []
+
+    def load_model(name, *, attn_implementation, **_):
+        asked.append(attn_implementation)
+        if attn_implementation == "sdpa":
+            raise ValueError("X does not support torch.nn.functional.scaled_dot_product_attention yet")
+        return SimpleNamespace(to=lambda device: "loaded")
+
+    monkeypatch.setattr("models.loading.load_model", load_model)
+    with caplog.at_level("INFO"):
+        assert build.build_model(tiny.config("dpo"), "cpu", None) == "loaded"
+    assert asked == ["sdpa", "eager"] and "model.attn_implementation=eager" in caplog.text
+    with pytest.raises(ValueError, match="does not support"):
+        monkeypatch.setattr("models.loading.load_model", lambda *_, **__: load_model("", attn_implementation="sdpa"))
+        build.build_model(tiny.config("dpo", model__attn_implementation="flash_attention_2"), "cpu", None)

@@ -6,11 +6,11 @@ import time
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from models.byte_tokenizer import byte_tokenizer
 from models.checkpoints import save_policy
-from models.loading import load_model, load_tokenizer, locate
+from models.loading import load_model, load_tokenizer, locate, turn_dropout_off
 from tests import tiny
 from tests.models.test_checkpoints import Evil
 
@@ -161,6 +161,29 @@ def test_dropout_is_off_in_training_too(family: str, tmp_path):
     loaded = load_model(str(tmp_path), attn_implementation=attention).train()
     assert torch.equal(loaded(ids).logits, loaded(ids).logits)
     assert torch.allclose(loaded(ids).logits, model(ids).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("opt", {"dropout": 0.3, "ffn_dim": 32, "word_embed_proj_dim": 16, "layerdrop": 0.5}),
+        ("starcoder2", {"residual_dropout": 0.3, "embedding_dropout": 0.3, "num_key_value_heads": 1}),
+        ("gpt_bigcode", {"resid_pdrop": 0.3, "attn_pdrop": 0.3, "n_inner": 32}),
+        ("mixtral", {"router_jitter_noise": 0.3, "num_local_experts": 4, "num_key_value_heads": 1}),
+    ],
+)
+def test_noise_that_modules_keep_for_themselves_is_off_too(family: str, settings: dict):
+    """Prevents dropout that was copied to an attribute of another name, dropped layers and jittered routers."""
+    shape = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    shape |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(family, **shape, **settings)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").train()
+        ids = torch.arange(3, 60)[None]
+        assert not torch.equal(model(ids).logits, model(ids).logits), "the test needs a model with noise"
+        turn_dropout_off(model)
+        assert torch.equal(model(ids).logits, model(ids).logits)
 
 
 def test_pad_defaults_to_eos_and_no_eos_is_an_error(tmp_path):

@@ -101,7 +101,7 @@ def test_ppo_learns_values_apart_from_the_policy():
 
 
 def test_the_value_head_is_trained_clipped_and_kept(tmp_path):
-    """Prevents values that stay random, a head that mode=eval makes anew, and one that decides the policy's clipping."""
+    """Prevents values that stay random, a head that mode=eval makes anew, and a gradient beyond its own limit."""
     made = tiny.loader(LOADERS["ppo"], 8, batch_size=8)
     trainer = tiny.trainer(
         PPOTrainer, "ppo", train_loader=made, eval_rows=made.fixed_rows(8), folder=tmp_path, lr=1e-2,
