@@ -120,7 +120,7 @@ def draw(losses: list[Loss], path: Path) -> None:
             color = f"C{number}"
             axis.plot(x.detach(), values.detach(), color=color, label=name)
             right.plot(x.detach(), slopes, color=color, linestyle=":", linewidth=1)
-        cut = max(float(values.max()) for values in drawn.values()) > LARGEST
+        cut = max(float(values.detach().max()) for values in drawn.values()) > LARGEST
         if cut:  # of an exponential nothing else would be seen
             axis.set_ylim(-0.5, 10)
             right.set_ylim(-3, 0.15)

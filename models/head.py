@@ -47,6 +47,19 @@ class Head:
         """log p of `targets` (N,) given hidden states (N, H): float32 (float64 of float64), in nats."""
         return _TargetLogps.apply(hidden, self, self.weight, self.bias, targets)
 
+    @torch.no_grad()
+    def squares(self, hidden: torch.Tensor) -> torch.Tensor:
+        """log of the sum over the vocabulary of p squared, (N,), given hidden states (N, H): float32 at least."""
+        rows, few = _sizes(self.weight)
+        buffer = self.weight.new_empty(min(rows, len(hidden)), len(self.weight))
+        values = [hidden.new_zeros(0, dtype=torch.promote_types(hidden.dtype, torch.float32))]
+        for part in hidden.to(self.weight.dtype).split(rows):
+            for some in _products(part, self.weight, self.bias, buffer).split(few):
+                logits, _ = self.finish(some)
+                normalizers = logits.logsumexp(dim=-1)
+                values.append(logits.mul_(2).logsumexp(dim=-1) - 2 * normalizers)
+        return torch.cat(values)
+
     def finish(self, products: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Logits in float32 at least from hidden W' + b, and the tanh of soft-capping."""
         logits = products.to(torch.promote_types(products.dtype, torch.float32))

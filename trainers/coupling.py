@@ -56,7 +56,7 @@ def _beside(naming: Naming, logps: Logps, lead: float) -> Logps:
     """Values of trained roles near the policy's, with log-ratios between -2 and 2 around `lead`, all different."""
     generator = np.random.default_rng(0)
     beside = dict(logps)
-    known = sorted(key for key in logps if key[0] in ("policy", "reference") and key[1] in naming.trained_roles)
+    known = sorted(key for key in logps if key[0] != "values" and key[1] in naming.trained_roles)
     for model, role in known:
         more = max(0.0, lead if model == "reference" else -lead)
         beside[model, role] = [

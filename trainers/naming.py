@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from trainers.basic import BasicTrainer
 
 # (policy or reference, role of a row) -> for each row, the log-probabilities of its scored tokens; under
-# ("values", role) what a value head says of them
+# ("values", role) what else is made of the hidden states that predict them
 Logps = dict[tuple[str, str], list[torch.Tensor]]
 
 
@@ -64,6 +64,8 @@ class Naming:
         if need.kind == "lengths":
             tokens = logps["policy", role][index]
             return tokens.new_full((), max(1, len(tokens)))  # means are taken by it: of none it is 0
+        if need.kind == "alignments":
+            return (logps["policy", role][index].detach() - logps["values", role][index]).mean()
         if need.kind == "token_values":
             return logps["values", role][index]
         values = self._tokens(need.model, role, logps, index)

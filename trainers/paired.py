@@ -10,7 +10,7 @@ import torch
 from trainers.basic import BasicTrainer
 from trainers.losses.lengths import ld_dpo, r_dpo, sigmoid_norm
 from trainers.losses.one_sided import apo_down, apo_zero, bco_pair, dpop, nca_pair, sppo_hard
-from trainers.losses.paired import cdpo, discopop, dpo, exo_pair, f_dpo, hinge, ipo, robust
+from trainers.losses.paired import cdpo, discopop, dpo, exo_pair, f_dpo, hinge, ipo, robust, wpo
 from trainers.losses.reference_free import cpo, orpo, simpo, slic
 from trainers.losses.transport import aot, aot_unpaired
 from trainers.outputs import LossOutput
@@ -86,6 +86,12 @@ class FDPOTrainer(PairedPreferenceTrainer):
     """DPO under another divergence."""
 
     loss = formula(f_dpo)
+
+
+class WPOTrainer(PairedPreferenceTrainer):
+    """Weighted preference optimization."""
+
+    loss = formula(wpo)
 
 
 class NCATrainer(PairedPreferenceTrainer):

@@ -13,6 +13,7 @@ import torch
 
 _NAMES = (
     re.compile(r"(?P<model>policy|reference)_(?P<role>\w+?)_(?P<kind>token_logps|shared_logps|logps)"),
+    re.compile(r"(?P<model>policy)_(?P<role>\w+?)_(?P<kind>alignments)"),
     re.compile(r"(?P<model>policy)_(?P<role>\w+?)_(?P<kind>token_values)"),
     re.compile(r"(?P<model>)(?P<role>\w+?)_(?P<kind>lengths|rewards|token_advantages|groups)"),
 )
@@ -26,11 +27,12 @@ class Requirement:
         parameter: its name in the signature.
         model: policy or reference; empty for what the rows themselves say.
         role: chosen, rejected, target, KL, ...
-        kind: `logps` is one log-probability per response, `token_logps` one per scored token, `token_values` what a
-            value head says before each of them, `shared_logps` one log-probability per
-            response for as many of its first scored tokens as the row's shortest response has, `lengths` the number of
-            scored tokens of each response (at least 1); `rewards`, `groups` and (for each scored token)
-            `token_advantages` are what rows of a ScoredDataLoader say.
+        kind: `logps` is one log-probability per response, `token_logps` one per scored token, `shared_logps` one per
+            response for as many of its first scored tokens as the row's shortest response has; `token_values` is what a
+            value head says before each scored token; `alignments` the mean over a response's scored tokens of
+            log(p(token) / sum over the vocabulary of p squared), without a gradient; `lengths` the number of scored
+            tokens of each response (at least 1); `rewards`, `groups` and (for each scored token) `token_advantages` are
+            what rows of a ScoredDataLoader say.
     """
 
     parameter: str
@@ -53,7 +55,8 @@ def requirements(loss: Callable) -> list[Requirement]:
         if match is None:
             raise ValueError(
                 f"{getattr(loss, '__qualname__', loss)} asks for {name!r}. A loss takes tensors named "
-                "{policy|reference}_{role}_{logps|token_logps|shared_logps}, policy_{role}_token_values or "
+                "{policy|reference}_{role}_{logps|token_logps|shared_logps}, "
+                "policy_{role}_{alignments|token_values} or "
                 "{role}_{lengths|rewards|token_advantages|groups}, such as policy_chosen_logps."
             )
         needs.append(Requirement(name, **match.groupdict()))

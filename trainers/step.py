@@ -16,6 +16,7 @@ import torch
 
 from dataloaders.batches import Place, Row, trees
 from dataloaders.chat_format import MARKERS
+from models.head import Head
 from models.logprobs import branch_logps, cut, positions
 from models.precision import WorkingCopy
 from models.probe import use_tree_rows
@@ -65,6 +66,8 @@ class StepComputer:
         self.clock = clock
         use_tree_rows(policy)
         self._copy = WorkingCopy(policy, dtype) if dtype == torch.bfloat16 else None
+        aligned = any(need.kind == "alignments" for need in trainer.needs)
+        self._values = (lambda hidden: Head.of(policy).squares(hidden)) if aligned else trainer.value_head
         own = [] if trainer.value_head is None else [*trainer.value_head.parameters()]
         self.parameters = [*(parameter for parameter in policy.parameters() if parameter.requires_grad), *own]
         roles = {(need.model, trainer.select(need.role, [])[0]) for need in trainer.needs if need.model}
@@ -124,13 +127,13 @@ class StepComputer:
         return logps
 
     def _kinds(self) -> tuple[str, ...]:
-        return ("policy",) if self.trainer.value_head is None else ("policy", "values")
+        return ("policy",) if self._values is None else ("policy", "values")
 
     def _computed(self, forest: Sequence[TreeRow]) -> dict[str, list[torch.Tensor]]:
-        """For each branch of a forward pass the policy's log-probabilities, and what a value head says."""
-        if self.trainer.value_head is None:
+        """For each branch of a forward pass log-probabilities, and what a loss wants made of hidden states."""
+        if self._values is None:
             return {"policy": branch_logps(self.policy, forest)}
-        return dict(zip(self._kinds(), branch_logps(self.policy, forest, self.trainer.value_head), strict=True))
+        return dict(zip(self._kinds(), branch_logps(self.policy, forest, self._values), strict=True))
 
     def _referred(self, rows: Sequence[Row]) -> Logps:
         """The reference's log-probabilities."""

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from tests.trainers.steps import CASES
 from trainers.losses.one_sided import bco_pair
 
 RECORDED = json.loads(Path(__file__).with_name("trl_recorded.json").read_text())
-ELSEWHERE = {"trl", "torch", "sft", "dpo", "kto", "mixture", "wpo"}
+ELSEWHERE = {"trl", "torch", "sft", "dpo", "kto", "mixture"}
 NAMES = sorted(set(RECORDED) - ELSEWHERE)
 OWN_REWARDS = {"ipo", "sigmoid_norm", "f_dpo"}
 """Where TRL logs beta times the log-ratio, whatever its loss does with it."""
@@ -26,12 +27,21 @@ def function_of(name: str):
 def computed(name: str, case: dict):
     """Losses and rewards, and the policy's tensors that slopes are taken of."""
     function = function_of(name)
-    given = {key: torch.tensor(case[key], dtype=torch.float64) for key in case if key.endswith(("logps", "lengths"))}
+    given = {
+        key: torch.tensor(case[key], dtype=torch.float64)
+        for key in case
+        if key.endswith(("logps", "lengths")) and not key.endswith("token_logps")
+    }
+    for side in ("chosen", "rejected") if name == "wpo" else ():
+        kinds = (f"policy_{side}_token_logps", f"policy_{side}_token_log_sum_sq_probs")
+        tokens = [[torch.tensor(one, dtype=torch.float64) for one in case[kind]] for kind in kinds]
+        means = [(logps - squares).mean() for logps, squares in zip(*tokens, strict=True)]
+        given[f"policy_{side}_alignments"] = torch.stack(means)
     given["shift"] = torch.zeros((), dtype=torch.float64)
     parameters = inspect.signature(function).parameters.values()
     tensors = {one.name: given[one.name] for one in parameters if one.kind is not one.KEYWORD_ONLY}
     settings = {one.name: case["settings"][one.name] for one in parameters if one.kind is one.KEYWORD_ONLY}
-    leaves = {key: value.requires_grad_() for key, value in tensors.items() if key.startswith("policy_")}
+    leaves = {key: tensors[key].requires_grad_() for key in tensors if re.fullmatch("policy_.*_logps", key)}
     return function(**tensors, **settings), leaves, tensors
 
 
@@ -59,7 +69,7 @@ def test_the_record_covers_what_trl_has():
     """Prevents a loss that is left out of the record, and a record of one setting."""
     assert RECORDED["trl"] == "1.16.0"
     paired = {"hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired"}
-    paired |= {"apo_zero", "apo_down", "discopop", "sigmoid_norm", "ld_dpo", "f_dpo", "simpo", "cpo", "orpo"}
+    paired |= {"apo_zero", "apo_down", "discopop", "sigmoid_norm", "ld_dpo", "f_dpo", "wpo", "simpo", "cpo", "orpo"}
     assert set(NAMES) == paired | {"apo_zero_unpaired"}
     for name in NAMES:
         assert len(RECORDED[name]) >= 3

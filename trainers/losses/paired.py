@@ -258,6 +258,38 @@ def discopop(
     return with_rewards(losses, chosen, rejected, beta)
 
 
+def wpo(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    reference_chosen_logps: Tensor,
+    reference_rejected_logps: Tensor,
+    policy_chosen_alignments: Tensor,
+    policy_rejected_alignments: Tensor,
+    *,
+    beta: float,
+) -> Output:
+    """Weighted preference optimization (Zhou et al. 2024, arXiv 2406.11827, equation 2, with sampled alignment).
+
+    With the weight w(y) = exp(mean over the tokens of y of log(pi(token) / sum over the vocabulary of pi^2)), detached:
+
+        -w(y_w) w(y_l) log sigmoid(beta m)
+
+    Use it on pairs that another model wrote: those that the policy could have written count more.
+
+    Args:
+        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps: (B,); see `dpo`.
+        policy_chosen_alignments, policy_rejected_alignments: (B,) log w(y), constants.
+        beta: strength of the pull towards the reference; 0.01 to 0.5.
+
+    Returns:
+        as `dpo`.
+    """
+    losses, *rewards = dpo(
+        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps, beta=beta
+    )
+    return losses * (policy_chosen_alignments + policy_rejected_alignments).detach().exp(), *rewards
+
+
 def f_dpo(
     policy_chosen_logps: Tensor,
     policy_rejected_logps: Tensor,

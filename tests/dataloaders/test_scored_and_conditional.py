@@ -1,0 +1,121 @@
+"""Rows with rewards, and rows behind a control string."""
+
+import numpy as np
+import pytest
+
+from dataloaders.base import Source
+from dataloaders.conditional import ConditionalSFTDataLoader
+from dataloaders.examples import Dataset, Example
+from dataloaders.scored import ScoredDataLoader, rewards_of
+from launch.evaluate import choose_prompts
+from tests import tiny
+from tests.trainers.steps import CONTROL
+
+
+def scored(*groups: list[float | None]) -> Dataset:
+    """A data set with a prompt for each list of scores."""
+    made = Dataset("scored")
+    for number, scores in enumerate(groups):
+        made.read()
+        example = made.example(tiny.prompt(f"question {number}"))
+        for place, score in enumerate(scores):
+            example.add(f"answer {place}", score=score)
+    return made
+
+
+def loader(dataset: Dataset, **options) -> ScoredDataLoader:
+    return ScoredDataLoader([Source(dataset)], tiny.tokenize(), shuffle=False, **options)
+
+
+def test_advantages_are_over_the_prompt():
+    """Prevents a mean over the step, a sample deviation, and a score that is taken for an advantage."""
+    rows = next(loader(scored([1.0, 2.0, 6.0], [0.0, 10.0])).epoch(0))
+    assert [row.reward for row in rows] == [1, 2, 6, 0, 10]
+    deviation = np.std([1, 2, 6]) + 0.01
+    assert [row.advantage for row in rows[:3]] == pytest.approx([-2 / deviation, -1 / deviation, 3 / deviation])
+    assert [row.advantage for row in rows[3:]] == pytest.approx([-5 / 5.01, 5 / 5.01])
+    assert [row.group for row in rows] == [0, 0, 0, 1, 1]
+
+
+def test_prompts_that_rank_nothing_are_counted():
+    """Prevents a silent drop: equal scores, a single response and none are left out under a reason."""
+    made = loader(scored([1.0, 2.0], [3.0, 3.0], [4.0], [None, None]))
+    account = made.account["scored"]
+    assert len(made.data) == 2
+    assert account["dropped"] == {
+        "no two responses that are worth different": 2, "neither a score, a label nor a preference": 1,
+    }  # fmt: skip
+
+
+def test_steps_hold_whole_prompts():
+    """Prevents a ranking whose other half is in another step; larger prompts have a step of their own."""
+    made = loader(scored([1.0, 2.0], [1.0, 2.0, 3.0], [1.0, 2.0, 3.0, 4.0, 5.0], [1.0, 2.0]), batch_size=4)
+    for epoch, shuffle in ((0, False), (1, True), (2, True)):
+        made.shuffle = shuffle
+        steps = [[row.group for row in step] for step in made.epoch(epoch)]
+        assert sorted(group for step in steps for group in step) == [0] * 2 + [1] * 3 + [2] * 5 + [3] * 2
+        assert all(len({group for group in step}) == 1 or len(step) <= 4 for step in steps)
+        assert all(sum(group in step for step in steps) == 1 for group in range(4))
+
+
+def test_rewards_without_scores():
+    """Prevents a reward for what nobody judged, and a middle response that is worth as much as the best."""
+    chain = Example("p", ["best", "middle", "worst", "unknown"], pairs=[(0, 1), (1, 2)])
+    for values in (chain.scores, chain.desirable):
+        values += [None] * 4
+    assert rewards_of(chain) == [1.0, 0.0, -1.0, None]
+    chain.desirable[:2] = [True, False]
+    assert rewards_of(chain) == [1.0, -1.0, None, None]
+    chain.scores[3] = 0.5
+    assert rewards_of(chain) == [None, None, None, 0.5]
+
+
+def conditional(control=CONTROL, **options) -> ConditionalSFTDataLoader:
+    source = Source(tiny.dataset(tiny.pairs(4)))
+    return ConditionalSFTDataLoader([source], tiny.tokenize(**options), control_tokens=control, shuffle=False)
+
+
+def test_the_control_string_ends_the_prompt_and_is_not_learned():
+    """Prevents a string on the wrong class, inside the response, or one that is scored."""
+    tokenize = tiny.tokenize()
+    plain = tiny.loader(tiny_unpaired(), 4, shuffle=False, mismatched=False)
+    for row, before in zip(conditional().data, plain.data, strict=True):
+        control = tokenize.tokenizer(CONTROL["chosen" if row.desirable else "rejected"]).input_ids
+        assert row.prompt.tolist() == before.prompt.tolist() + control
+        assert row.responses["target"].ids.tolist() == before.responses["target"].ids.tolist()
+        assert row.responses["target"].scored.all()
+    assert {row.desirable for row in conditional().data} == {True, False}
+
+
+def tiny_unpaired():
+    from dataloaders.unpaired import UnpairedPreferenceDataLoader
+
+    return UnpairedPreferenceDataLoader
+
+
+def test_a_control_string_takes_its_room_from_the_response():
+    """Prevents a sequence that is longer than max_length by the control string."""
+    longest = max(len(row.prompt) + len(row.responses["target"].ids) for row in conditional().data)
+    rows = conditional(max_length=longest - 3, max_prompt_length=40).data
+    assert max(len(row.prompt) + len(row.responses["target"].ids) for row in rows) <= longest - 3
+
+
+@pytest.mark.parametrize(
+    ("control", "message"),
+    [
+        ({"chosen": "", "rejected": "b"}, "control_tokens.chosen is empty"),
+        ({"chosen": "a", "rejected": "a"}, "the same"),
+    ],
+)
+def test_control_strings_that_say_nothing_are_refused(control, message):
+    """Prevents conditional SFT that conditions on nothing."""
+    with pytest.raises(ValueError, match=message):
+        conditional(control)
+
+
+def test_sampling_puts_the_good_string_there():
+    """Prevents samples of a model that was never told to be good."""
+    tokenize = tiny.tokenize()
+    plain, conditioned = (choose_prompts(tiny.config(loss, n_samples=3), tokenize)[1] for loss in ("sft", "csft"))
+    suffix = tokenize.tokenizer("<|good|>").input_ids
+    assert [ids.tolist() + suffix for ids in plain] == [ids.tolist() for ids in conditioned]
