@@ -47,7 +47,7 @@ demo: $(INSTALLED) ## align a 135M chat model on a CPU in minutes, judge it, and
 		--judgments demo/judgments.csv --about "$(DEMO_ABOUT)" --output demo/report.html
 
 test: $(INSTALLED) ## run the tests that CI runs
-	$(VENV)/bin/python -m pytest -m "not slow and not soak"
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow and not soak"
 
 test-all: $(INSTALLED) ## run the slow tests too
 	$(VENV)/bin/python -m pytest -m "not soak"

@@ -27,6 +27,7 @@ _ENGINE = tuple(
     f"models/{name}.py"
     for name in (
         "logprobs",
+        "value_head",
         "tree_attention",
         "head",
         "lean",

@@ -35,7 +35,7 @@ MISTAKES = {
     "~lr": r"~lr: every key is read",
     "lr@x=3": r"lr is no config group, so @ has no meaning here",
     # groups
-    "loss=dop": r"no loss=dop \(did you mean 'dpo'\?\); there are .*dpo, kto, .*sft",
+    "loss=dpoo": r"there is no loss=dpoo \(did you mean 'dpo'\?\); there are .*dpo, kto, .*sft",
     "model=lama7b": r"did you mean 'llama7b'",
     "model=base_model": r"there is no model=base_model",
     "datasets=[sph,hh]": r"no datasets=sph \(did you mean 'shp'\?\)",
@@ -119,7 +119,7 @@ MISTAKES = {
     "--config-dir=nowhere": r"there is no such folder",
     # several jobs
     "-m loss=dpo,kto exp_name=x": r"jobs 0 and 1 of the multirun would share",
-    "-m loss=kto,dop": r"did you mean 'dpo'",
+    "-m loss=kto,dpoo": r"did you mean 'dpo'",
     "-m lr=1e-6,fast": r"expected a number",
 }
 
