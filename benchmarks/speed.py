@@ -1,4 +1,4 @@
-"""`make bench`: speed and memory beside TRL on the same pairs, how they grow, and what options cost.
+"""`make bench`: speed and memory beside TRL on the same pairs, how they grow, what options cost, where the time goes.
 
     python -m benchmarks.speed --data hh_harmless_base.jsonl.gz --peer trl_baseline.py --peer-python PYTHON
 
@@ -162,6 +162,17 @@ def growth() -> list[dict[str, Any]]:
     return rows
 
 
+def profiles(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Of a step in steady state, which share of the time each operation takes; the profiler itself costs time."""
+    rows = []
+    kinds = [(method, dtype) for method in options.methods for dtype in options.dtypes]
+    for method, dtype in tqdm(kinds, desc="profiles", unit="run"):
+        command = [*OURS, "--method", method, "--dtype", dtype, "--data", options.data, "--pairs", "16", "--profile"]
+        result = run([*command, "--tokens-per-microbatch", str(BUDGETS[dtype])])
+        rows.append({"method": method, "dtype": dtype, "share_of_time": result["profile"]})
+    return rows
+
+
 def options_beside(options: argparse.Namespace) -> list[dict[str, Any]]:
     """What each option costs and gains in DPO; not counting the first step, which compiles."""
     rows = []
@@ -233,7 +244,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=2, help="runs of ours")
     parser.add_argument("--peer-repeats", type=int, default=1, help="of them beside the peer's, which take longest")
-    parser.add_argument("--only", choices=["beside", "growth", "options"])
+    parser.add_argument("--only", choices=["beside", "growth", "options", "profile"])
     options = parser.parse_args()
     options.data, options.peer = (os.path.abspath(path) for path in (options.data, options.peer))
     if os.sep in options.peer_python:
@@ -243,7 +254,8 @@ def main() -> None:
         (HERE / "speed.json").write_text(json.dumps(records, indent=1) + "\n")
         print(table(records))
         print(f"largest difference of a step's loss in float32: {largest_difference(records):.1e}")
-    for name, measured in (("growth", growth), ("options", lambda: options_beside(options))):
+    others = {"growth": growth, "options": lambda: options_beside(options), "profile": lambda: profiles(options)}
+    for name, measured in others.items():
         if options.only in (None, name):
             kept = {"version": commit(), "machine": machine(), "rows": measured()}
             (HERE / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")

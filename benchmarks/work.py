@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -227,10 +228,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     rates = [matmul_rate(dtype, device)]
     before = peak_memory_gb(device)
     seconds, losses, norms = [], [], []
-    for rows in steps:
+    shares: dict[str, float] = {}
+    for number, rows in enumerate(steps, start=1):
         averages = Averages()
+        profiled = options.profile and number == len(steps)
         start = time.perf_counter()
-        norms.append(trainer._step(optimizer, rows, averages))
+        with profiler(shares) if profiled else contextlib.nullcontext():
+            norms.append(trainer._step(optimizer, rows, averages))
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
@@ -245,7 +249,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "gigaflops": [one / 1e9 for one in work],
         "matmul_gflops_per_second": [round(rate / 1e9, 1) for rate in rates],
         **trainer.computer.token_shares(),
+        **({"profile": shares} if options.profile else {}),
     }  # fmt: skip
+
+
+@contextlib.contextmanager
+def profiler(shares: dict[str, float]) -> Iterator[None]:
+    """Inside, operations are timed; afterwards `shares` has what each took of the time of all, the most first."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        yield
+    events = profile.key_averages()
+    total = sum(event.self_cpu_time_total for event in events)
+    for event in sorted(events, key=lambda one: -one.self_cpu_time_total)[:20]:
+        shares[event.key.removeprefix("aten::")] = round(event.self_cpu_time_total / total, 4)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -270,6 +286,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--quantize", help="nf4: the frozen weights of LoRA in 4 bits")
     made.add_argument("--compile", action="store_true")
     made.add_argument("--optimizer", default="AdamW")
+    made.add_argument("--profile", action="store_true", help="what each operation takes of the last step")
     made.add_argument("--cache", help="folder of reference values, for runs to share")
     return made
 

@@ -90,6 +90,15 @@ def prompt_outcome(outcomes: Sequence[float | str]) -> float | str:
     return "failed" if "failed" in outcomes else "undecided"
 
 
+def prompt_scores(rows: Sequence[Judged]) -> dict[str, float]:
+    """The score of each prompt that has one."""
+    by_prompt: dict[str, list[float | str]] = {}
+    for row in rows:
+        by_prompt.setdefault(row.prompt, []).append(row_outcome(row.verdicts))
+    outcomes = {prompt: prompt_outcome(some) for prompt, some in by_prompt.items()}
+    return {prompt: outcome for prompt, outcome in outcomes.items() if not isinstance(outcome, str)}
+
+
 def summarize(rows: Sequence[Judged]) -> WinRate:
     """The win rate over the judged rows, of which there must be at least one."""
     outcomes = [row_outcome(row.verdicts) for row in rows]

@@ -73,6 +73,13 @@ def test_a_measurement_counts_what_was_done(tmp_path):
     assert first["tokens/unique_share"] == pytest.approx((7 + 4 * 5) / (4 * 12))
 
 
+def test_a_profile_says_where_the_time_goes():
+    """Prevents a profile of the wrong step, or of nothing: shares of the time, matrix products among the first."""
+    shares = measure(parser().parse_args([*SMALL, "--profile"]))["profile"]
+    assert 0.5 < sum(shares.values()) <= 1.001 and list(shares.values()) == sorted(shares.values(), reverse=True)
+    assert {"mm", "_fused_adamw_"} & set(shares)
+
+
 def test_a_measurement_is_a_process_that_prints_json():
     """Prevents an output that `make bench` cannot read."""
     command = [sys.executable, "-m", "benchmarks.work", *SMALL, "--dtype", "bf16", "--method", "dpo"]

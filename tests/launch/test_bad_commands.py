@@ -35,7 +35,7 @@ MISTAKES = {
     "~lr": r"~lr: every key is read",
     "lr@x=3": r"lr is no config group, so @ has no meaning here",
     # groups
-    "loss=dpoo": r"there is no loss=dpoo \(did you mean 'dpo'\?\); there are .*dpo, kto, .*sft",
+    "loss=dpoo": r"there is no loss=dpoo \(did you mean 'dpo'\?\); there are .*dpo, .*kto, .*sft",
     "model=lama7b": r"did you mean 'llama7b'",
     "model=base_model": r"there is no model=base_model",
     "datasets=[sph,hh]": r"no datasets=sph \(did you mean 'shp'\?\)",
