@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.readme import README, ROOT, TUTORIAL, blocks, commands, run, stand_ins, tutorial_files
 
-BEFORE_THE_TUTORIAL = README[: README.index("## Tutorial")]
+(RANKING,) = [block.text for block in blocks(README) if "seed=1,2,3" in block.text]
+BEFORE_THE_TUTORIAL = README[: README.index("## Tutorial")].replace(RANKING, "")
 SMALL = ["n_examples=8", "n_eval_examples=4", "model.batch_size=4"]
 
 
@@ -104,6 +106,17 @@ def test_sampling_evaluating_exporting_and_judging(here):
     assert line["total"] == 4 and len(line["ci95"]) == 2
 
 
+def test_the_ranking_runs(here, tmp_path):
+    """Prevents a ranking whose files are not where its commands look, with two losses and seeds for six and three."""
+    script = RANKING.replace("ipo,kto,slic,simpo,apo_zero", "kto").replace("seed=1,2,3", "seed=1,2").replace("=192", "=8")
+    script = re.sub(r"\bpython (\w+\.py)", rf"{sys.executable} {ROOT}/\1", script)
+    script = script.replace("-m loss", f"-m {' '.join([*here[1]['model'], *SMALL[1:]])} loss")
+    script = script.replace("++mode=sample", "++mode=sample ++n_samples=4 ++max_new_tokens=8")
+    printed = run(["bash", "-euc", script], tmp_path)
+    assert "Ranking on" in printed and printed.count("2 seeds") == 2
+    assert "0 computed" in printed, "of the jobs that share a reference, some find all its values"
+
+
 def absolute(command: list[str]) -> list[str]:
     return [str(ROOT / part) if part.endswith(".py") else part for part in command]
 
@@ -114,7 +127,7 @@ def test_every_command_is_covered_above():
     assert [sum(script in c for c in found) for script in ("make", "train.py", "eval.py", "compare.py")] == [2, 8, 4, 2]
     assert len(found) == 16
     assert len(commands(TUTORIAL)) == 4 and len(tutorial_files()) == 5
-    assert len(blocks(README)) == 1 + 1 + 1 + 1 + 5 + 1 + 1
+    assert len(blocks(README)) == 1 + 1 + 1 + 1 + 1 + 5 + 1 + 1
 
 
 def test_the_tutorial_literally(tmp_path):

@@ -107,7 +107,7 @@ def f_dpo(chosen, rejected, ref_chosen, ref_rejected, *, beta, divergence, diver
 
 def wpo(chosen, rejected, ref_chosen, ref_rejected, chosen_alignment, rejected_alignment, *, beta):
     """2406.11827, equation 2: DPO's loss times how likely the policy is to write the two."""
-    weight = mpmath.exp(real(chosen_alignment)) * mpmath.exp(real(rejected_alignment))
+    weight = exp(real(chosen_alignment)) * exp(real(rejected_alignment))
     return weight * dpo(chosen, rejected, ref_chosen, ref_rejected, beta=beta)
 
 
