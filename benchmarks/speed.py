@@ -9,6 +9,7 @@ is an interpreter that has trl (requirements-bench.txt). Each measurement is a p
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import operator
 import os
@@ -108,6 +109,21 @@ def beside(options: argparse.Namespace) -> list[dict[str, Any]]:
     progress.close()
     tokens = {(method, dtype): some[0]["tokens"] for (who, method, dtype, *_), some in runs.items() if who == "trl"}
     return [record(key, some, tokens[key[1], key[2]]) for key, some in runs.items()]
+
+
+def alone(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Ours without and with cached references in turn, without the peer: what references cost, and achieved rates."""
+    runs: dict[tuple[str, str, str, str, bool], list[dict[str, Any]]] = {}
+    kinds = [(method, dtype) for method in options.methods for dtype in options.dtypes]
+    run([*OURS, "--pairs", "1", "--step", "1"])  # see `beside`
+    with tempfile.TemporaryDirectory() as folder, tqdm(total=2 * options.repeats * len(kinds), unit="run") as progress:
+        for repeat, (method, dtype) in itertools.product(range(options.repeats), kinds):
+            for cached in (False, True):
+                result = ours(options, method, dtype, f"{folder}/{repeat}-{method}-{dtype}")
+                setting = f"packs of {BUDGETS[dtype]} tokens"
+                runs.setdefault(("aureole", method, dtype, setting, cached), []).append(result)
+                progress.update()
+    return [record(key, some, some[0]["tokens"]) for key, some in runs.items()]
 
 
 def record(key: tuple[str, str, str, str, bool], runs: list[dict[str, Any]], tokens: int) -> dict[str, Any]:
@@ -244,7 +260,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=2, help="runs of ours")
     parser.add_argument("--peer-repeats", type=int, default=1, help="of them beside the peer's, which take longest")
-    parser.add_argument("--only", choices=["beside", "growth", "options", "profile"])
+    parser.add_argument("--only", choices=["beside", "alone", "growth", "options", "profile"])
     options = parser.parse_args()
     options.data, options.peer = (os.path.abspath(path) for path in (options.data, options.peer))
     if os.sep in options.peer_python:
@@ -254,6 +270,8 @@ def main() -> None:
         (HERE / "speed.json").write_text(json.dumps(records, indent=1) + "\n")
         print(table(records))
         print(f"largest difference of a step's loss in float32: {largest_difference(records):.1e}")
+    if options.only == "alone":
+        (HERE / "rates.json").write_text(json.dumps(alone(options), indent=1) + "\n")
     others = {"growth": growth, "options": lambda: options_beside(options), "profile": lambda: profiles(options)}
     for name, measured in others.items():
         if options.only in (None, name):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,13 +23,19 @@ class ScoredDataLoader(DataLoader):
     """One row per response with a reward: its score, else +1 for a thumb up or a preferred response and -1 for others.
 
     The responses to one prompt are in one optimizer step, as far as `batch_size` allows; a prompt with more of them
-    than that has a step of its own. A prompt whose responses are all worth the same is left out: it ranks nothing.
+    than that has a step of its own. Several passes over a prompt, where its data set's weight is 2, say, are groups of
+    their own; a data set's weight below 1 draws whole prompts.
+
+    Args:
+        compares: whether the loss compares the responses to a prompt; then one whose responses are all worth the same
+            is left out, since it ranks nothing.
     """
 
     roles = ("target",)
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: Any, compares: bool = True, **kwargs: Any):
         self._numbers = itertools.count()
+        self.compares = compares
         super().__init__(*args, **kwargs)
 
     def rows(self, example: Example, tokens: TokenizedExample) -> Iterator[Row]:
@@ -38,7 +46,7 @@ class ScoredDataLoader(DataLoader):
         values = np.array([rewards[index] for index in known], dtype=np.float64)
         if not known:
             self.skip("neither a score, a label nor a preference", example.rows)
-        elif np.ptp(values) == 0:
+        elif self.compares and np.ptp(values) == 0:
             self.skip("no two responses that are worth different", example.rows)
         else:
             advantages = (values - values.mean()) / (values.std() + STABILIZER)
@@ -48,17 +56,54 @@ class ScoredDataLoader(DataLoader):
                     reward=rewards[index], advantage=float(advantage), group=number,
                 )  # fmt: skip
 
-    def arrange(self, indices: np.ndarray) -> list[np.ndarray]:
-        """Steps of whole prompts: each group stands where its first row came."""
-        groups: dict[int, list[int]] = {}
-        for index in indices:
-            groups.setdefault(self.data[index].group, []).append(index)
-        steps: list[list[int]] = []
-        for members in groups.values():
-            if not steps or len(steps[-1]) + len(members) > self.batch_size:
+    def steps(self, epoch: int) -> list[np.ndarray]:
+        """The steps of an epoch: whole prompts, in an order that the seed decides, as often as their data set's weight
+        says."""
+        generator = np.random.default_rng([self.seed, epoch])
+        groups: list[np.ndarray] = []
+        for source, members in self._members:
+            own = self._groups(members)
+            whole = int(source.weight)
+            part = round((source.weight - whole) * len(own))
+            chosen = generator.permutation(len(own))[:part] if self.shuffle else range(part)
+            groups += own * whole + [own[index] for index in chosen]
+        order = generator.permutation(len(groups)) if self.shuffle else range(len(groups))
+        steps: list[list[np.ndarray]] = []
+        for group in (groups[index] for index in order):
+            if not steps or sum(map(len, steps[-1])) + len(group) > self.batch_size:
                 steps.append([])
-            steps[-1] += members
-        return [np.array(step) for step in steps]
+            steps[-1].append(group)
+        return [np.concatenate(step) for step in steps]
+
+    def _groups(self, members: Sequence[int]) -> list[np.ndarray]:
+        """The rows of each prompt among some."""
+        groups: dict[int, list[int]] = {}
+        for index in members:
+            groups.setdefault(self.data[index].group, []).append(index)
+        return [np.array(group) for group in groups.values()]
+
+    def finish(self, order: np.ndarray, start: int, stop: int) -> list[Row]:
+        """The rows of a step; a prompt that is in it again is a group of its own."""
+        seen: Counter[int] = Counter()
+        rows = []
+        for index in order[start:stop]:
+            row = self.data[index]
+            rows.append(dataclasses.replace(row, group=row.group + seen[index] * len(self.data)))
+            seen[index] += 1
+        return rows
+
+    def sizes(self) -> list[int]:
+        """As of any loader, but `n_examples` never cuts a prompt: the last step has as many whole ones as fit."""
+        sizes = super().sizes()
+        whole = [len(step) for epoch in range(self.n_epochs) for step in self.steps(epoch)]
+        if not sizes or sizes[-1] == whole[len(sizes) - 1]:
+            return sizes
+        last = list(itertools.chain(*(self.steps(epoch) for epoch in range(self.n_epochs))))[len(sizes) - 1]
+        groups = [self.data[index].group for index in last]
+        fits = sizes[-1]
+        while fits and groups[fits - 1] == groups[fits]:
+            fits -= 1
+        return [*sizes[:-1], fits] if fits else sizes[:-1]
 
 
 def rewards_of(example: Example) -> list[float | None]:

@@ -63,7 +63,9 @@ def _loss_at(alone: object, needs: list[str], at: torch.Tensor) -> torch.Tensor:
     for name in needs:
         model, *_ = name.split("_")
         side = next((side for side in sides if side in name), None)
-        if name.endswith("lengths"):
+        if name.endswith("alignments"):
+            given[name] = zero  # a weight of 1
+        elif name.endswith("lengths"):
             given[name] = torch.full((1,), float(TOKENS), dtype=torch.float64)
         elif model == "policy" and side is not None:
             given[name] = (sides[side] - TOKENS).reshape(1)

@@ -38,9 +38,11 @@ a test makes it again and compares. `loss=NAME` chooses one.
 
 Throughout, l(y) = log pi(y|x) in nats, r(y) = log pi(y|x) - log pi_ref(y|x), y_w is the chosen and y_l the rejected
 response, m = r(y_w) - r(y_l), and |y| the number of scored tokens. Every loss with a reference also takes
-`humanline=true` (Liu et al. 2025, arXiv 2509.24207: log-ratios of tokens are held between `log_epsilon_P` and
-`log_epsilon_R`, and the reference follows the policy one optimizer step behind) and `loss.sync_reference=true` (it
-follows, and nothing is held).
+`humanline=true` (Liu et al. 2025, arXiv 2509.24207, with the bounds and the order of HALOs: log-ratios of tokens are
+held between `log_epsilon_P` = -1 and `log_epsilon_R` = 1.5, -1.5 and 1.5 in the paper, in every term of the loss, and
+the reference follows the policy one optimizer step behind; the paper's follows every few steps) and
+`loss.sync_reference=true` (it follows, and nothing is held). With a reference that follows, beta bounds how far a step
+goes, not the distance from the start, and losses that ask for a margin (ipo, hinge, sppo_hard) ask for it anew.
 """
 
 

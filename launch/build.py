@@ -14,6 +14,7 @@ from dataloaders.conditional import ConditionalSFTDataLoader
 from dataloaders.datasets import load_dataset
 from dataloaders.paired import PairedPreferenceDataLoader
 from dataloaders.resolve import resolve
+from dataloaders.scored import ScoredDataLoader
 from dataloaders.tokenization import ExampleTokenizer
 from dataloaders.unpaired import UnpairedPreferenceDataLoader
 
@@ -102,6 +103,9 @@ def build_loader(config: DictConfig, example_tokenizer: ExampleTokenizer, split:
     if issubclass(kind, UnpairedPreferenceDataLoader):
         needs = resolve(config.loss.trainer, "trainers").requirements(config.loss)
         options["mismatched"] = any(need.role == "KL" for need in needs)
+    if issubclass(kind, ScoredDataLoader):
+        needs = resolve(config.loss.trainer, "trainers").requirements(config.loss)
+        options["compares"] = any(need.kind in ("groups", "token_advantages") for need in needs)
     if issubclass(kind, ConditionalSFTDataLoader):
         options["control_tokens"] = dict(config.loss.control_tokens)
     return kind(build_sources(config, split), example_tokenizer, **options)

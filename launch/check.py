@@ -69,8 +69,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "loss.reward_shift": ("running_mean", "none"),
     "loss.nll_reduction": ("sum", "mean"),
     "loss.sft_reduction": ("sum", "mean"),
-    "loss.losses.*.reward_shift": ("running_mean", "none"),
-    "loss.losses.*.nll_reduction": ("sum", "mean"),
     "datasets.*.score_pairs": ("best_worst", "all"),
 }
 
@@ -121,9 +119,8 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "log_epsilon_R": (_above_zero, "above 0"),
     "loss.beta": (_above_zero, "above 0"),
     "loss.losses.*.weight": (_at_least_zero, "at least 0"),
-    "loss.losses.*.beta": (_above_zero, "above 0"),
     "loss.tau": (_above_zero, "above 0"),
-    "loss.epsilon": (lambda value: 0 <= value < 0.5, "at least 0 and below 0.5: a share of wrong labels"),
+    "loss.epsilon": (lambda value: 0 <= value < 0.5, "at least 0 and below 0.5"),
     "loss.smoothing": (lambda value: 0 < value < 0.5, "above 0 and below 0.5"),
     "loss.divergence_alpha": (lambda value: 0 < value < 1, "above 0 and below 1"),
     "loss.ld_alpha": (lambda value: 0 <= value <= 1, "between 0 and 1"),
@@ -298,10 +295,10 @@ def _check_ranges(flat: dict[str, Any], script: str) -> None:
     for key, value in flat.items():
         if value is None:
             continue
-        options = lookup(CHOICES, key)
+        options = lookup(CHOICES, re.sub(r"^loss\.losses\.[^.]+\.", "loss.", key))
         if options and value not in options:
             raise ValueError(f"{key}={value}: must be one of {', '.join(options)}{did_you_mean(str(value), options)}.")
-        allowed = lookup(RANGES, key)
+        allowed = lookup(RANGES, re.sub(r"^loss\.losses\.[^.]+\.", "loss.", key)) or lookup(RANGES, key)
         if allowed and isinstance(value, int | float) and not allowed[0](value):
             raise ValueError(f"{key}={value}: must be {allowed[1]}.")
         if isinstance(value, float) and not math.isfinite(value):

@@ -107,8 +107,10 @@ def test_sampling_evaluating_exporting_and_judging(here):
 
 
 def test_the_ranking_runs(here, tmp_path):
-    """Prevents a ranking whose files are not where its commands look, with two losses and seeds for six and three."""
-    script = RANKING.replace("ipo,kto,slic,simpo,apo_zero", "kto").replace("seed=1,2,3", "seed=1,2").replace("=192", "=8")
+    """Prevents a ranking whose files are not where its commands look; two losses and seeds stand for more."""
+    script = (
+        RANKING.replace("ipo,kto,slic,simpo,apo_zero", "kto").replace("seed=1,2,3", "seed=1,2").replace("=192", "=8")
+    )
     script = re.sub(r"\bpython (\w+\.py)", rf"{sys.executable} {ROOT}/\1", script)
     script = script.replace("-m loss", f"-m {' '.join([*here[1]['model'], *SMALL[1:]])} loss")
     script = script.replace("++mode=sample", "++mode=sample ++n_samples=4 ++max_new_tokens=8")

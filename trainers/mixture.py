@@ -20,7 +20,7 @@ class ChosenNLLTrainer(PairedPreferenceTrainer):
 
 
 class MixtureTrainer(PairedPreferenceTrainer):
-    """Mixed preference optimization: sum over parts of weight x loss (Wang et al. 2024, arXiv 2411.10442, equation 1).
+    """Mixed preference optimization: sum over parts of weight x loss (Wang et al. 2024, arXiv 2411.10442).
 
     `loss.losses` names the parts; each has a `trainer` (of losses on pairs), a `weight`, and the keys of its loss. The
     rewards that are logged are those of the first part that has any.

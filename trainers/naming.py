@@ -30,7 +30,7 @@ class Naming:
         trainer: gives `needs` and `select`.
         trained_roles: those on which gradients are taken; of the others a loss sees the whole step's.
         clamp: None, or between which bounds, in nats, the log-ratio of a policy's token to the reference's is held
-            (humanline; Liu et al. 2025, arXiv 2509.24207).
+            (humanline; Liu et al. 2025, arXiv 2509.24207; HALOs' clamp).
     """
 
     def __init__(
@@ -65,7 +65,8 @@ class Naming:
             tokens = logps["policy", role][index]
             return tokens.new_full((), max(1, len(tokens)))  # means are taken by it: of none it is 0
         if need.kind == "alignments":
-            return (logps["policy", role][index].detach() - logps["values", role][index]).mean()
+            tokens = logps["policy", role][index].detach() - logps["values", role][index]
+            return tokens.sum() / max(1, len(tokens))
         if need.kind == "token_values":
             return logps["values", role][index]
         values = self._tokens(need.model, role, logps, index)

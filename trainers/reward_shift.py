@@ -10,8 +10,8 @@ import torch
 class RewardShift:
     """For trainers of BCO: delta = (mean reward of chosen + mean reward of rejected) / 2 over all steps so far.
 
-    (Jung et al. 2024, arXiv 2404.04656.) The first step has none, so delta is 0 there. `loss.reward_shift=none` keeps
-    it at 0 always, which is TRL's `bco_pair`.
+    (Jung et al. 2024, arXiv 2404.04656, for delta; that it is estimated over all earlier steps alike, and is 0 in the
+    first one, is ours.) `loss.reward_shift=none` keeps it at 0 always, which is TRL's `bco_pair`.
     """
 
     config: Any

@@ -270,7 +270,11 @@ class StepComputer:
             logps = logps | self._policy(rows, self.trained_roles)
         logps = logps | self._with_all_processes(logps)
         own = self._naming.tensors(rows, logps)
-        slopes_of = [need for need in self.trainer.needs if need.model == "policy" and need.role not in self.step_roles]
+        slopes_of = [
+            need
+            for need in self.trainer.needs
+            if need.model == "policy" and need.kind != "alignments" and need.role not in self.step_roles
+        ]
         for need in slopes_of:
             own[need.parameter] = own[need.parameter].detach().requires_grad_()
         tensors, weights, count = self._of_all_processes(rows, own, logps)

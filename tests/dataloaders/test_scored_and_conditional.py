@@ -58,6 +58,34 @@ def test_steps_hold_whole_prompts():
         assert all(sum(group in step for step in steps) == 1 for group in range(4))
 
 
+def test_a_loss_that_does_not_compare_keeps_what_ranks_nothing():
+    """Prevents that offline PPO, which compares no responses of a prompt, is left without thumbs."""
+    made = loader(scored([1.0, 2.0], [3.0, 3.0], [4.0]), compares=False)
+    assert [row.reward for row in made.data] == [1, 2, 3, 3, 4]
+
+
+def test_weights_draw_whole_prompts():
+    """Prevents a ranking of half a prompt, and of a response against its own copy."""
+    data = scored(*([1.0, 2.0, 3.0] for _ in range(8)))
+    for weight, prompts in ((0.5, 4), (1.0, 8), (2.0, 16), (1.5, 12)):
+        made = ScoredDataLoader([Source(data, weight)], tiny.tokenize(), batch_size=6)
+        for epoch in (0, 1):
+            for step in (steps := list(made.epoch(epoch))):
+                groups = [row.group for row in step]
+                assert all(groups.count(group) == 3 for group in groups), "a prompt and its copy are two groups"
+            assert sum(map(len, steps)) == 3 * prompts
+    assert len({tuple(map(tuple, made.steps(epoch))) for epoch in range(3)}) == 3
+
+
+def test_n_examples_cuts_no_prompt():
+    """Prevents a last step whose ranking lacks its best response."""
+    data = scored(*([1.0, 2.0, 3.0] for _ in range(4)))
+    for n_examples, sizes in ((12, [6, 6]), (11, [6, 3]), (7, [6]), (6, [6]), (4, [3])):
+        made = ScoredDataLoader([Source(data)], tiny.tokenize(), batch_size=6, n_examples=n_examples)
+        assert made.sizes() == sizes
+        assert [len(step) for step in made] == sizes
+
+
 def test_rewards_without_scores():
     """Prevents a reward for what nobody judged, and a middle response that is worth as much as the best."""
     chain = Example("p", ["best", "middle", "worst", "unknown"], pairs=[(0, 1), (1, 2)])

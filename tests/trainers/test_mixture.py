@@ -43,7 +43,10 @@ IPO = {"trainer": "IPOTrainer", "weight": 0.5, "tau": 0.1, "length_normalize": T
 AOT = {"trainer": "AOTTrainer", "weight": 0.3, "beta": 0.2, "epsilon": 0.1}
 
 
-@pytest.mark.parametrize("parts", [{"a": DPO, "b": IPO}, {"a": DPO, "b": AOT}, {"a": IPO}])
+WPO = {"trainer": "WPOTrainer", "weight": 0.7, "beta": 0.1}
+
+
+@pytest.mark.parametrize("parts", [{"a": DPO, "b": IPO}, {"a": DPO, "b": AOT}, {"a": IPO}, {"a": WPO, "b": AOT}])
 def test_a_mixture_is_the_weighted_sum_of_its_parts(parts: dict):
     """Prevents a weight on the wrong part, a part that is left out, and a coupled part that packs change."""
     rows = rows_of("dpo")

@@ -22,7 +22,7 @@ def sigmoid_norm(
     *,
     beta: float,
 ) -> Output:
-    """Length-normalized DPO (Lambert et al. 2024, "Tulu 3", arXiv 2411.15124, section 5.1; TRL's `sigmoid_norm`).
+    """Length-normalized DPO (Lambert et al. 2024, "Tulu 3", arXiv 2411.15124, equation 6; TRL's `sigmoid_norm`).
 
         -log sigmoid(beta (r(y_w) / |y_w| - r(y_l) / |y_l|))
 
@@ -98,8 +98,8 @@ def ld_dpo(
 
         -log sigmoid(beta m'),  r'(y) = r(y's first min(|y_w|, |y_l|) tokens) + alpha r(the rest)
 
-    Use it where DPO teaches long answers. The rest is discounted in policy and reference alike, as in TRL
-    (LLaMA-Factory leaves the reference as it is).
+    Use it where DPO teaches long answers, and what is wrong with a response is not at its end. The rest is discounted
+    in policy and reference alike, as in TRL (LLaMA-Factory leaves the reference as it is).
 
     Args:
         policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps: (B,)

@@ -25,7 +25,7 @@ def nca_pair(
 
         -log sigmoid(beta r(y_w)) - 1/2 log sigmoid(-beta r(y_w)) - 1/2 log sigmoid(-beta r(y_l))
 
-    Use it where DPO lowers the likelihood of chosen responses: here it is optimized by itself.
+    Use it where DPO lowers the likelihood of chosen responses: here r(y_w) is drawn to log 2 / beta, and held there.
 
     Args:
         policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps: (B,)
@@ -53,7 +53,7 @@ def bco_pair(
 ) -> Output:
     """Binary classifier optimization on pairs (Jung et al. 2024, arXiv 2404.04656).
 
-    With the reward shift delta, a mean of rewards:
+    With the reward shift delta = (mean reward of chosen + mean reward of rejected) / 2:
 
         -log sigmoid(beta r(y_w) - delta) - log sigmoid(-(beta r(y_l) - delta))
 
@@ -172,11 +172,11 @@ def dpop(
     beta: float,
     lambda_coef: float,
 ) -> Output:
-    """DPO-positive (Pal et al. 2024, "Smaug", arXiv 2402.13228, equation 3).
+    """DPO-positive (Pal et al. 2024, "Smaug", arXiv 2402.13228).
 
         -log sigmoid(beta (m - lambda max(0, -r(y_w))))
 
-    Use it where pairs differ in a few tokens, and DPO would make both less likely.
+    Use it where pairs differ in a few tokens, and DPO would make both less likely. Beta multiplies the penalty too.
 
     Args:
         policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps: (B,)

@@ -16,7 +16,7 @@ Output = tuple[Tensor, Tensor, Tensor]
 """losses (B,), and the rewards beta r(y) of the chosen (B,) and the rejected (B,) responses, detached."""
 
 LARGEST_EXPONENT = 80.0
-"""exp of more is not representable in float32; an f-divergence is flat from there on."""
+"""exp of more is not representable in float32; what grows so fast is flat from there on."""
 
 
 def ratios(
@@ -141,7 +141,8 @@ def exo_pair(
 
         p_w (log p_w - log(1 - smoothing)) + p_l (log p_l - log smoothing)
 
-    Use it where DPO's mass-covering forward KL spreads the policy too wide: this one seeks modes.
+    Use it where DPO's mass-covering forward KL spreads the policy too wide: this one seeks modes. Its slope vanishes
+    for pairs that are far on the wrong side.
 
     Args:
         policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps: (B,); see `dpo`.
@@ -202,9 +203,10 @@ def ipo(
 
         (m - 1 / (2 tau))^2
 
-    Use it where preferences are almost deterministic, and DPO's margins grow without end.
-    The paper sums log-ratios over a response, and so does OpenRLHF; TRL, HALOs and LLaMA-Factory take their mean over
-    its tokens, which asks of every token what the paper asks of the response: choose tau accordingly.
+    Use it where preferences are almost deterministic, and DPO's margins grow without end. The paper sums log-ratios
+    over a response, and so does OpenRLHF; TRL, HALOs and LLaMA-Factory take their mean over its tokens, which asks of
+    every token what the paper asks of the response: choose tau accordingly. (TRL says that the paper's authors took the
+    mean as well.)
 
     Args:
         policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps: (B,); see `dpo`.
@@ -238,12 +240,13 @@ def discopop(
 
         -(1 - g) log sigmoid(beta m) + g exp(-beta m)
 
-    Use it to try a loss that was found by search. It is not convex: it falls, rises a little, and falls again.
+    Use it to try a loss that was found by search. It is not convex: where policy and reference are the same it rises
+    with the margin, up to a small bump, and falls behind it; with a small beta the policy may stay before the bump.
 
     Args:
         policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps: (B,); see `dpo`.
-        beta: strength of the pull towards the reference; 0.01 to 0.5.
-        tau: how wide the blend is; 0.05 in the paper.
+        beta: strength of the pull towards the reference; 0.025 to 0.5 (0.05 where it was found).
+        tau: how wide the blend is; 0.01 to 1, 0.05 in the paper.
 
     Returns:
         as `dpo`.
@@ -268,18 +271,20 @@ def wpo(
     *,
     beta: float,
 ) -> Output:
-    """Weighted preference optimization (Zhou et al. 2024, arXiv 2406.11827, equation 2, with sampled alignment).
+    """Weighted preference optimization (Zhou et al. 2024, arXiv 2406.11827, equations 1 and 2, with
+    sampled alignment).
 
     With the weight w(y) = exp(mean over the tokens of y of log(pi(token) / sum over the vocabulary of pi^2)), detached:
 
         -w(y_w) w(y_l) log sigmoid(beta m)
 
-    Use it on pairs that another model wrote: those that the policy could have written count more.
+    Use it on pairs that another model wrote: those that the policy could have written count more. (TRL before 1.16 held
+    the product of the weights below 1; the paper does not.)
 
     Args:
         policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps: (B,); see `dpo`.
         policy_chosen_alignments, policy_rejected_alignments: (B,) log w(y), constants.
-        beta: strength of the pull towards the reference; 0.01 to 0.5.
+        beta: strength of the pull towards the reference; 0.01 (in the paper) to 0.5.
 
     Returns:
         as `dpo`.
@@ -300,7 +305,7 @@ def f_dpo(
     divergence: str,
     divergence_alpha: float,
 ) -> Output:
-    """DPO under another divergence from the reference (Wang et al. 2023, arXiv 2309.16240, section 4 and table 1).
+    """DPO under another divergence from the reference (Wang et al. 2023, arXiv 2309.16240).
 
     With u = exp(r(y)), which is pi / pi_ref:
 

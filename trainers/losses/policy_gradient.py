@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from trainers.losses.paired import LARGEST_EXPONENT
+
 
 def grpo(
     policy_target_token_logps: Tensor,
@@ -19,29 +21,25 @@ def grpo(
 ) -> Tensor:
     """Group relative policy optimization, offline (Shao et al. 2024, "DeepSeekMath", arXiv 2402.03300, equations 3, 4).
 
-    With the advantage A = (score - mean of the prompt's scores) / (their deviation + 0.01) and
-    d = log pi_ref - log pi of a token:
+    With q = pi / pi_ref of a token, d = -log q, and the advantage A = (score - mean of the prompt's scores) / (their
+    deviation + 0.01), the deviation over the prompt's scores and the 0.01 as in HALOs:
 
         -min(q A, clip(q, 1 - epsilon, 1 + epsilon) A) + beta (exp(d) - d - 1)
 
-    Use it on prompts with several scored responses. The mean is over the tokens of the step (as in HALOs), not first
-    over those of a response.
+    Use it on prompts with several scored responses; the reference is taken to be the policy that wrote them. The mean
+    is over the tokens of the step, as in HALOs, where the paper's is first over those of a response.
 
     Args:
         policy_target_token_logps, reference_target_token_logps: (T,) log-probabilities, in nats, of all scored tokens.
         target_token_advantages: (T,) A of each token's response.
-        beta: weight of the KL from the reference; 0 to 0.1.
-        epsilon: how far q may move and still have a slope; 0.01 to 0.3.
+        beta: weight of the KL from the reference; 0 to 0.1 (0.04 in the paper, 0.01 in HALOs).
+        epsilon: how far q may move and still have a slope; 0.01 (in HALOs) to 0.3.
 
     Returns:
         losses (T,), one per token.
     """
-    ratio = (policy_target_token_logps - reference_target_token_logps).exp()
-    clipped = ratio.clamp(1 - epsilon, 1 + epsilon)
-    back = reference_target_token_logps - policy_target_token_logps
-    return -torch.minimum(ratio * target_token_advantages, clipped * target_token_advantages) + beta * (
-        torch.expm1(back) - back
-    )
+    moved = (policy_target_token_logps - reference_target_token_logps).clamp(-LARGEST_EXPONENT, LARGEST_EXPONENT)
+    return _clipped(moved.exp(), target_token_advantages, epsilon) + beta * (torch.expm1(-moved) + moved)
 
 
 def ppo(
@@ -60,13 +58,15 @@ def ppo(
     """Proximal policy optimization, offline and of one step (Schulman et al. 2017, arXiv 1707.06347, equations 7 and 9;
     Ethayarajh et al. 2024, arXiv 2402.01306, for the offline form).
 
-    With a response's reward at its last token, advantages A by generalized advantage estimation (Schulman et al. 2015,
-    arXiv 1506.02438, equation 16) from the values V, whitened over the tokens of the step, and discounted returns G:
+    With q = pi / pi_ref of a token, a response's reward at its last token, advantages A by generalized advantage
+    estimation (Schulman et al. 2015, arXiv 1506.02438, equation 16) from the values V, whitened over the tokens of the
+    step, and discounted returns G:
 
         max(-q A, -clip(q, 1 - c, 1 + c) A) + critic_coef (V - G)^2 / 2 + KL_coef (log pi - log pi_ref)
 
     Use it to learn from rewards of responses that are there already. One epoch over the data is one of PPO's: more are
-    `n_epochs`, and the policy that wrote the responses is the reference throughout. The last term is HALOs'; on
+    `n_epochs`, and the reference is taken to be the policy that wrote the responses. q is held in [1 - c, 1 + c], as in
+    today's HALOs (in [c, 1 / c] before that, and [1/4, 4] in the appendix of KTO's paper). The last term is HALOs'; on
     responses that the policy did not write it estimates no KL, and lowers all their likelihoods alike.
 
     Args:
@@ -88,9 +88,9 @@ def ppo(
     pairs = [_estimates(values, reward, gamma, lam) for values, reward in zip(parts, target_rewards, strict=True)]
     advantages, returns = (torch.cat(some) for some in zip(*pairs, strict=True))
     advantages = (advantages - advantages.mean()) * (advantages.var(unbiased=False) + 1e-8).rsqrt()
-    ratio = (policy_target_token_logps - reference_target_token_logps).exp()
     critic = 0.5 * (policy_target_token_values - returns) ** 2
     moved = policy_target_token_logps - reference_target_token_logps
+    ratio = moved.clamp(-LARGEST_EXPONENT, LARGEST_EXPONENT).exp()
     return _clipped(ratio, advantages, cliprange) + critic_coef * critic + KL_coef * moved
 
 

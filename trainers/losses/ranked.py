@@ -16,7 +16,7 @@ def rrhf(
     length_penalty: float,
     sft_reduction: str,
 ) -> Tensor:
-    """Rank responses to align human feedback, RRHF (Yuan et al. 2023, arXiv 2304.05302, equations 1 to 4).
+    """Rank responses to align human feedback, RRHF (Yuan et al. 2023, arXiv 2304.05302, equations 1 to 5).
 
     With p_i = log pi(y_i|x) / |y_i|, and for each prompt the best response b:
 
@@ -24,7 +24,7 @@ def rrhf(
 
     Use it on prompts with several scored responses of any origin; it needs no reference.
     The paper sums the log-likelihood of the best response and adds the two parts without a weight; its released code
-    takes a mean over the tokens, and weighs the ranking by 100 unless told otherwise.
+    takes a mean over the tokens of the padded row, and weighs the ranking by 100 unless told otherwise.
 
     Args:
         policy_target_logps: (N,) log-probabilities, in nats, of all responses of the step.

@@ -29,7 +29,8 @@ def simpo(
 
         -log sigmoid(beta (l(y_w) / |y_w| - l(y_l) / |y_l| - gamma / beta))
 
-    Use it where the reference model does not fit, or likelihood and reward should agree when the model generates.
+    Use it where a reference model does not fit into memory, or likelihood and reward should agree when the model
+    generates.
 
     Args:
         policy_chosen_logps, policy_rejected_logps: (B,) log-probabilities in nats.
@@ -54,7 +55,7 @@ def slic(
     lambda_coef: float,
     length_normalize: bool,
 ) -> Output:
-    """Sequence likelihood calibration, SLiC-HF (Zhao et al. 2023, arXiv 2305.10425, equation 1).
+    """Sequence likelihood calibration, SLiC-HF (Zhao et al. 2023, arXiv 2305.10425).
 
         max(0, beta - l(y_w) + l(y_l)) - lambda l(y_w)
 
@@ -92,12 +93,14 @@ def orpo(
 
         -p(y_w) - lambda log sigmoid(log odds(y_w) - log odds(y_l))
 
-    Use it to learn a format and a preference at once, from a base model, without a reference.
+    Use it to learn a format and a preference at once, from a base model, without a reference. The likelihood is that of
+    the response alone, a mean for each; the authors' code and TRL take that of prompt and response, TRL over the
+    tokens of a batch.
 
     Args:
         policy_chosen_logps, policy_rejected_logps: (B,) log-probabilities in nats.
         chosen_lengths, rejected_lengths: (B,) scored tokens of the responses.
-        OR_scale: lambda, the weight of the odds ratio; 0.05 to 1 (0.1 in the paper; 0.25 in HALOs).
+        OR_scale: lambda, the weight of the odds ratio; 0.05 to 1 (0.1 to 0.25 in the paper; 0.25 in HALOs).
 
     Returns:
         losses (B,); rewards lambda p(y) of the chosen (B,) and rejected (B,) responses, detached.
@@ -122,11 +125,12 @@ def cpo(
     cpo_alpha: float,
     nll_reduction: str,
 ) -> Output:
-    """Contrastive preference optimization (Xu et al. 2024, arXiv 2401.08417, equations 3 to 5).
+    """Contrastive preference optimization (Xu et al. 2024, arXiv 2401.08417).
 
         -log sigmoid(beta (l(y_w) - l(y_l))) - alpha l(y_w)
 
-    Use it where chosen responses are nearly perfect (translations, say), and no reference model should be kept.
+    Use it where both responses are good, the rejected one merely adequate (translations, say), and no reference model
+    should be kept.
     The paper takes the likelihood of the whole response, TRL its mean over the tokens of the batch.
 
     Args:

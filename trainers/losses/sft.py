@@ -24,11 +24,12 @@ def sft(policy_target_token_logps: torch.Tensor) -> torch.Tensor:
 
 def csft(policy_target_token_logps: torch.Tensor) -> torch.Tensor:
     """Conditional SFT: imitation of good and bad responses, each behind a control string c (Korbak et al. 2023, arXiv
-    2302.08582, section 2.1; on feedback in HALOs, Ethayarajh et al. 2024, arXiv 2402.01306).
+    2302.08582; on feedback in HALOs, Ethayarajh et al. 2024, arXiv 2402.01306).
 
         -log pi(token | prompt, c, tokens before it)
 
-    Use it where bad responses are worth learning from without pushing them away. Sampling puts the control string of
+    Use it where bad responses are worth learning from without pushing them away. (HALOs puts the string at the start of
+    the response, where it is learned.) Sampling puts the control string of
     good responses at the end of each prompt, and so must whoever uses an exported model.
 
     Args:

@@ -32,16 +32,17 @@ def kto(
         desirable    lambda_D (1 - sigmoid(beta (r - z)))
         undesirable  lambda_U (1 - sigmoid(beta (z - r)))
 
-    which is lambda_y - v(x, y) with the value function v of the paper. Use it wherever feedback is a thumb and not a
-    pair, or pairs are noisy.
+    which is lambda_y - v(x, y) with the value function v of the paper. z is over the whole optimizer step (TRL takes
+    means of micro-batches). Use it wherever feedback is a thumb and not a pair, or pairs are noisy; on clean pairs DPO
+    may be better.
 
     Args:
         policy_chosen_logps, reference_chosen_logps: (D,) log-probabilities, in nats, of the desirable responses.
         policy_rejected_logps, reference_rejected_logps: (U,) of the undesirable ones.
         policy_KL_logps, reference_KL_logps: (K,) of responses to other prompts, over the whole optimizer step.
         beta: how fast the value saturates; 0.01 to 0.5.
-        desirable_weight: lambda_D; with n_D desirable and n_U undesirable responses, lambda_D n_D between 1 and 4/3
-            times lambda_U n_U.
+        desirable_weight: lambda_D; with n_D desirable and n_U undesirable responses, lambda_D n_D between 1 and 3/2
+            times lambda_U n_U (4/3 in the paper's first version).
         undesirable_weight: lambda_U.
 
     Returns:
@@ -77,8 +78,9 @@ def kto_logsigmoid(
         desirable    -lambda_D log sigmoid(beta (r - z))
         undesirable  -lambda_U log sigmoid(beta (z - r))
 
-    The slope does not vanish for responses that are far on the wrong side. Use it to see whether KTO's saturation, by
-    which it ignores what looks like noise, helps.
+    with z = max(0, mean over mismatched pairs of r(x, y')). The slope does not vanish for responses that are far on the
+    wrong side. Use it to see whether KTO's saturation, by which it ignores what looks like noise, helps: in the paper
+    it did.
 
     Args:
         policy_chosen_logps, reference_chosen_logps: (D,) log-probabilities, in nats, of the desirable responses.
@@ -119,8 +121,10 @@ def kto_simple(
         desirable    1 - sigmoid(beta (r - K_U))
         undesirable  1 - sigmoid(beta (K_D - r))
 
-    The two means couple the examples of a step. (The example of a loss in HALOs' README exchanges them.)
-    Use it to reproduce the first results; `kto` is the more stable one.
+    The two means couple the examples of a step. (The example of a loss in a later README of HALOs exchanges
+    them.)
+    Use it to compare with the first release, which took the two means over each GPU's part of a step; `kto` is the more
+    stable one.
 
     Args:
         policy_chosen_logps, reference_chosen_logps: (D,) log-probabilities, in nats, of the step's desirable responses.
@@ -151,7 +155,8 @@ def kto_zero(
         desirable    1 - sigmoid(beta r)
         undesirable  sigmoid(beta r)
 
-    Use it where mismatched responses are too dear: it takes two forward passes less than KTO.
+    Use it right after SFT on the same data, or where mismatched responses are too dear: it takes two forward passes
+    less than KTO, whose paper found it worse.
 
     Args:
         policy_chosen_logps, reference_chosen_logps: (D,) log-probabilities, in nats, of the desirable responses.
@@ -180,7 +185,7 @@ def apo_zero_unpaired(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Anchored preference optimization, zero, on single responses (D'Oosterlinck et al. 2024, arXiv 2408.06266).
 
-    Equation 7 with one response at a time:
+    Their zero loss with one response at a time, as in TRL:
 
         desirable    lambda_D (1 - sigmoid(beta r))
         undesirable  lambda_U sigmoid(beta r)
@@ -219,13 +224,13 @@ def bco(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Binary classifier optimization (Jung et al. 2024, arXiv 2404.04656).
 
-    With the reward shift delta, a mean of rewards:
+    With the reward shift delta = (mean reward of desirable + mean reward of undesirable) / 2:
 
         desirable    -lambda_D log sigmoid(beta r - delta)
         undesirable  -lambda_U log sigmoid(-(beta r - delta))
 
-    Use it on thumbs where KTO saturates too early. The paper's underlying distribution matching is a weight for each
-    response, which data may bring (`weight`).
+    Use it on thumbs where KTO saturates too early. The underlying distribution matching of the paper's first version is
+    a weight for each response, which data may bring (`weight`).
 
     Args:
         policy_chosen_logps, reference_chosen_logps: (D,) log-probabilities, in nats, of the desirable responses.
