@@ -16,11 +16,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from reports.intervals import t_quantile
+
+if TYPE_CHECKING:
+    import numpy as np
 
 NOT_A_SETTING = ("seed", "exp_name", "samples_dir", "n_samples", "mode", "saved_policy", "overwrite", "cache_dir")
 """Keys of a config that do not make a run another method."""
@@ -68,9 +69,13 @@ def rank(runs: Sequence[Judged]) -> tuple[list[Place], int]:
     Raises:
         ValueError: when no prompt has a score in all runs, or two runs are the same one.
     """
+    import numpy as np
+
     shared = sorted(set.intersection(*(set(run.scores) for run in runs)))
     if not shared:
-        raise ValueError("no prompt has a verdict in all of these files: were they sampled for the same prompts?")
+        raise ValueError(
+            "no prompt has a verdict in all of these files: sample them for the same ones (++n_samples=null takes all)."
+        )
     flat = [flatten(run.config) for run in runs]
     seeds = [(settings_of(one), one.get("seed"), run.exp_name) for one, run in zip(flat, runs, strict=True)]
     if len(set(seeds)) < len(seeds):
