@@ -106,7 +106,6 @@ def draw(losses: list[Loss], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "losses"
     from matplotlib import pyplot
 
     columns = min(4, len(losses))
@@ -134,5 +133,5 @@ def draw(losses: list[Loss], path: Path) -> None:
             axis.legend(fontsize=6)
     figure.suptitle("loss (solid, left axis) and its slope (dotted, right axis), with the YAML's defaults", fontsize=9)
     figure.tight_layout(rect=(0, 0, 1, 0.99 if rows > 2 else 0.96))
-    figure.savefig(path, metadata={"Date": None})
+    figure.savefig(path, dpi=80, metadata={"Software": None})
     pyplot.close(figure)

@@ -160,7 +160,7 @@ def _shown(value: Any) -> str:
 
 def plot_name(family: str) -> str:
     """The file of a family's curves."""
-    return f"losses-{family.split()[0].lower()}.svg"
+    return f"losses-{family.split()[0].lower()}.png"
 
 
 def main(folder: Path) -> None:

@@ -54,6 +54,8 @@ def test_a_landscape_is_the_loss(name: str):
 
 def test_the_plots_are_there():
     """Prevents a page with pictures that nobody has drawn."""
-    for name in re.findall(r"\]\((\S+\.svg)\)", PAGE.read_text()):
-        text = PAGE.with_name(name).read_text()
-        assert text.startswith("<?xml") and len(text) > 10_000
+    names = re.findall(r"\]\((\S+\.png)\)", PAGE.read_text())
+    assert len(names) == 4
+    for name in names:
+        contents = PAGE.with_name(name).read_bytes()
+        assert contents.startswith(b"\x89PNG") and len(contents) > 10_000
