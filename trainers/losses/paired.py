@@ -16,7 +16,7 @@ Output = tuple[Tensor, Tensor, Tensor]
 """losses (B,), and the rewards beta r(y) of the chosen (B,) and the rejected (B,) responses, detached."""
 
 LARGEST_EXPONENT = 80.0
-"""exp of more is not representable in float32; what grows so fast is flat from there on."""
+"""Near where exp leaves float32 (88.7), and the value that TRL takes: what grows so fast is flat from there on."""
 
 
 def ratios(
