@@ -11,29 +11,47 @@ import sys
 from contextlib import closing
 
 from reports.ranking import Judged, format_ranking, rank
+from reports.ranking_plots import draw_ranking
 from reports.win_rates import format_row, format_table, prompt_scores, result_line, summarize, write_csv
 from scorers.command_line import check_different, parse_arguments
 from scorers.judge import Judge, JudgedSamples, JudgeStopped, find_endpoint, judge_samples
 from scorers.judgments import JudgmentCache, append_line, check_appendable, check_results_file
 from scorers.printable import printable
 from scorers.rules import judge_by_rule, load_rule
-from scorers.samples import Samples, choose_prompts, read_samples, without_secrets, word_lengths
+from scorers.samples import Samples, choose_prompts, read_samples, with_baseline, without_secrets, word_lengths
 
 
 def run(options: argparse.Namespace) -> int:
     """The comparison of each file, and a ranking of several; returns the exit code."""
     endpoint = None if options.offline else find_endpoint(options.base_url)
     files = {f"-f {number}" if number else "-f": file for number, file in enumerate(options.file)}
-    check_different(files | {"-r": options.results_file, "--cache": options.cache, "-csv": options.save_csv})
-    keys = options.candidate_key, options.baseline_key, options.history_key
-    read = [read_samples(file, keys[:2], keys[2]) for file in options.file]  # all of them, before one is judged
-    for path in filter(None, (options.results_file, options.save_csv)):
+    written = {"-r": options.results_file, "--cache": options.cache, "-csv": options.save_csv, "--plot": options.plot}
+    check_different(files | written)
+    check_different({"-bf": options.baseline_file, **written})
+    read, keys = read_all(options)  # all of them, before one is judged
+    for path in filter(None, (options.results_file, options.save_csv, options.plot)):
         check_appendable(path)
     check_results_file(options.results_file)
     done = [compare(samples, options, endpoint, keys) for samples in read]
     if len(done) > 1:
-        print("", printable(format_ranking(*rank([judged for judged, _ in done]))), sep="\n")
+        places, prompts = rank([judged for judged, _ in done])
+        print("", printable(format_ranking(places, prompts)), sep="\n")
+        if options.plot:
+            draw_ranking(places, prompts, keys[1], options.plot)
+            print(f"plot: {options.plot}")
     return max(code for _, code in done)
+
+
+def read_all(options: argparse.Namespace) -> tuple[list[Samples], tuple[str, str, str]]:
+    """The samples of all files, and the keys of candidate, baseline and prompt in them."""
+    candidate, key, history = options.candidate_key, options.baseline_key, options.history_key
+    if options.baseline_file is None:
+        return [read_samples(file, (candidate, key), history) for file in options.file], (candidate, key, history)
+    baseline = read_samples(options.baseline_file, (key,), history)
+    read = [
+        with_baseline(read_samples(file, (candidate,), history), file, baseline, key, history) for file in options.file
+    ]
+    return [samples for samples, _ in read], (candidate, read[0][1], history)
 
 
 def compare(

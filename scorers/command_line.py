@@ -56,6 +56,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("-f", "--file", required=True, nargs="+", help=samples)
     add("-ck", "--candidate_key", default="policy", help="key of the candidate's responses (policy)")
     add("-bk", "--baseline_key", default="chosen", help="key of the responses to compare with (chosen)")
+    other = "samples whose responses under -bk are the baseline, matched by prompt (the file's own responses)"
+    add("-bf", "--baseline_file", help=other)
     add("-hk", "--history_key", default="prompt", help="key of the prompts (prompt)")
     add("-s", "--seed", type=int, default=0, help="of the choice by -mc, of the single order, and for the judge (0)")
     add(
@@ -71,6 +73,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("-l", "--labels", default="12", help="the two characters by which the judge calls the responses (12)")
     add("-j", "--judge", default="gpt-4o", help="the judge's model name at the endpoint (gpt-4o)")
     add("-csv", "--save_csv", default="", help="also write every row with its verdicts into this CSV file")
+    add("--plot", metavar="PNG", help="also draw the ranking of several files into this PNG file")
     add("--base-url", help="an OpenAI-compatible endpoint: http://localhost:8000/v1 (OPENAI_BASE_URL, else OpenAI)")
     add("--offline", metavar="RULE", help="judge by a rule: direct_answer, shorter, package.Class or file.py:Class")
     add("--concurrency", type=number(int, 1), default=8, help="requests under way at a time (8)")
@@ -85,5 +88,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("--offline asks no endpoint; leave out --base-url")
     if options.save_csv and len(options.file) > 1:
         parser.error("-csv is for one samples file; leave it out to rank several")
+    if options.plot and len(options.file) == 1:
+        parser.error("--plot draws a ranking; name several samples files")
     options.cache = options.cache or f"{options.results_file.removesuffix('.jsonl')}.judgments.jsonl"
     return options

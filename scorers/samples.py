@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import json
 import random
@@ -36,7 +37,7 @@ class Samples:
     rows: list[Sample]
 
 
-def read_samples(path: str, response_keys: tuple[str, str], history_key: str) -> Samples:
+def read_samples(path: str, response_keys: tuple[str, ...], history_key: str) -> Samples:
     """Reads `{sampled_at, config, samples: [...]}`, or a bare array of objects, and checks the keys that are asked for.
 
     Raises:
@@ -61,13 +62,40 @@ def read_samples(path: str, response_keys: tuple[str, str], history_key: str) ->
     for index, row in enumerate(rows):
         if not isinstance(row, dict):
             raise ValueError(f"{path}: sample {index} must be an object, not {type(row).__name__}")
-    if response_keys[0] == response_keys[1]:
-        raise ValueError(f"candidate and baseline are both `{response_keys[0]}`; name two different keys (-ck, -bk)")
+    if len(set(response_keys)) < len(response_keys):
+        raise ValueError(
+            f"candidate and baseline are both `{response_keys[0]}`; name two different keys (-ck, -bk), or another "
+            "file whose responses are the baseline (-bf)"
+        )
     for key in (*response_keys, history_key):
         _check_key(path, rows, key)
     for index, row in enumerate(rows):
         _check_types(path, index, row, response_keys, history_key)
     return Samples(str(config.get("exp_name") or Path(path).stem), config, rows)
+
+
+def with_baseline(samples: Samples, path: str, baseline: Samples, key: str, history_key: str) -> tuple[Samples, str]:
+    """Samples with the responses that another file has to their prompts, and the key that these have here.
+
+    Args:
+        path: of the samples, for messages.
+        baseline: what has the other responses, under `key`; its first one to each prompt is taken.
+
+    Raises:
+        ValueError: when it lacks a prompt.
+    """
+    name = f"{baseline.exp_name}.{key}"
+    responses: dict[str, str] = {}
+    for row in baseline.rows:
+        responses.setdefault(prompt_text(row[history_key]), row[key])
+    lacking = [row for row in samples.rows if prompt_text(row[history_key]) not in responses]
+    if lacking:
+        raise ValueError(
+            f"{len(lacking)} of the {len(samples.rows)} samples of {path} have a prompt to which the baseline file "
+            f"({baseline.exp_name}) has no response: sample both for the same prompts (++n_samples=null takes all)"
+        )
+    rows = [{**row, name: responses[prompt_text(row[history_key])]} for row in samples.rows]
+    return dataclasses.replace(samples, rows=rows), name
 
 
 def _parse(path: str) -> Any:
@@ -120,7 +148,7 @@ def _check_key(path: str, rows: list[Sample], key: str) -> None:
     raise ValueError(f"{path}: {len(lacking)} of {len(rows)} samples lack the key `{key}` (samples {shown}, from 0)")
 
 
-def _check_types(path: str, index: int, row: Sample, response_keys: tuple[str, str], history_key: str) -> None:
+def _check_types(path: str, index: int, row: Sample, response_keys: tuple[str, ...], history_key: str) -> None:
     for key in response_keys:
         if not isinstance(row[key], str):
             raise ValueError(f"{path}: sample {index}: `{key}` must be text, not {type(row[key]).__name__}")

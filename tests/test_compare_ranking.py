@@ -57,3 +57,33 @@ def test_what_cannot_be_ranked_is_said(capsys):
     with pytest.raises(SystemExit):
         ranked([file, write("c.json", [1])], "-csv", "x.csv")
     assert "-csv is for one samples file" in capsys.readouterr().err
+
+
+def test_the_baseline_may_be_another_file(capsys):
+    """Prevents responses that are compared with those to another prompt, or with the file's own."""
+    files = [write("a.json", [9, 3, 9], seed=1), write("b.json", [3, 3, 3], seed=2)]
+    rows = [{"prompt": f"p{n}", "policy": "a b c d e"} for n in (2, 1, 0)]
+    Path("base.json").write_text(json.dumps({"config": {"exp_name": "base"}, "samples": rows}))
+    command = ["-bf", "base.json", "-bk", "policy", "-ck", "policy", "-r", "results.jsonl", "--offline", "shorter"]
+    assert compare.main(["-f", *files, *command]) == 0
+    lines = [json.loads(line) for line in Path("results.jsonl").read_text().splitlines()]
+    assert [line["win_rate"] for line in lines] == [pytest.approx(100 / 3, abs=0.01), 100]
+    assert {line["baseline"]["name"] for line in lines} == {"base.policy"}
+    assert "policy against base.policy" in capsys.readouterr().out
+    Path("base.json").write_text(json.dumps(rows[1:]))
+    assert compare.main(["-f", *files, *command]) == 2
+    assert "1 of the 3 samples of a.json have a prompt" in capsys.readouterr().err
+    assert compare.main(["-f", "a.json", "-bk", "policy", "-r", "other.jsonl", "--offline", "shorter"]) == 2
+    assert "another file whose responses are the baseline (-bf)" in capsys.readouterr().err
+
+
+def test_the_ranking_is_drawn(capsys):
+    """Prevents a plot that is promised and not there, and one that a name with a formula in it breaks."""
+    files = [write("a.json", [9, 9, 3], loss={"name": "$x^$"}), write("b.json", [3, 3, 3], loss={"name": "kto"})]
+    assert ranked(files, "--plot", "plots/ranking.png") == 0
+    assert (
+        Path("plots/ranking.png").read_bytes().startswith(b"\x89PNG") and "plots/ranking.png" in capsys.readouterr().out
+    )
+    with pytest.raises(SystemExit):
+        ranked(files[:1], "--plot", "x.png")
+    assert "--plot draws a ranking" in capsys.readouterr().err
