@@ -40,6 +40,7 @@ from models.reference_cache import ReferenceCache, folder_for, weights_digest
 from models.tree_rows import Pack
 from trainers.basic import BasicTrainer
 from trainers.metrics import Averages, peak_memory_gb
+from trainers.optimization import optimization
 from trainers.paired import DPOTrainer
 from trainers.unpaired import KTOTrainer
 
@@ -222,7 +223,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     vocabulary = config.shape.vocabulary if options.random else len(tokenizer)
     steps = hh_steps(options, tokenizer) if options.data else made_up_steps(options, vocabulary)
     trainer = make_trainer(options, name, tokenizer, device)
-    optimizer, _ = trainer._optimization(len(steps))
+    optimizer, rate = optimization(trainer.config, trainer.parameters, len(steps))
     cached = options.cache is not None and len(trainer.computer.reference.cache) > 0
     dtype = getattr(torch, DTYPES[options.dtype])
     rates = [matmul_rate(dtype, device)]
@@ -234,14 +235,16 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         profiled = options.profile and number == len(steps)
         start = time.perf_counter()
         with profiler(shares) if profiled else contextlib.nullcontext():
-            norms.append(trainer._step(optimizer, rows, averages))
+            for group in optimizer.param_groups:
+                group["lr"] = rate(number - 1)
+            norms.append(trainer.step(optimizer, rows, averages))
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
         losses.append(averages.means()["loss"])
         rates.append(matmul_rate(dtype, device))  # between steps: a shared machine's speed changes within minutes
     peak = peak_memory_gb(device)
-    tokens = [trainer._tokens(rows) for rows in steps]
+    tokens = [trainer.tokens(rows) for rows in steps]
     work = [flops(trainer, rows, cached) for rows in steps]
     return {
         "tokens": sum(tokens), "seconds": sum(seconds), "steps": seconds, "tokens_of_steps": tokens, "losses": losses,

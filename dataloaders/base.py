@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import logging
 from abc import ABC, abstractmethod
@@ -216,13 +217,36 @@ class DataLoader(ABC):
         ]
 
     def __iter__(self) -> Iterator[list[Row]]:
-        wanted = iter(self.sizes())
+        return self.after(0)
+
+    def after(self, steps: int) -> Iterator[list[Row]]:
+        """The rows of each step after the first so many."""
+        sizes = self.sizes()
+        number = 0
         for epoch in range(self.n_epochs):
+            count = len(self.steps(epoch))
+            if number + count <= steps:  # nothing of it is asked for
+                number += count
+                continue
             for step in self.epoch(epoch):
-                size = next(wanted, 0)
-                if size == 0:
+                if number >= len(sizes):
                     return
-                yield step[:size]
+                if number >= steps:
+                    yield step[: sizes[number]]
+                number += 1
+
+    def digest(self) -> str:
+        """Names all rows: tokens, weights and labels. Two runs of one digest and one config see the same steps."""
+        digest = hashlib.blake2b(digest_size=16)
+        for row in self.data:
+            known = (row.weight, row.desirable, row.pair, row.reward, row.advantage, row.group, sorted(row.responses))
+            digest.update(repr(known).encode())
+            digest.update(row.prompt.tobytes())
+            for role in sorted(row.responses):
+                response = row.responses[role]
+                digest.update(len(response.ids).to_bytes(8, "little"))
+                digest.update(response.ids.tobytes() + response.scored.tobytes())
+        return digest.hexdigest()
 
     def fixed_rows(self, limit: int | None) -> list[Row]:
         """Rows for evaluation: the same ones at every call, at most `limit`, whole examples chosen by the seed."""

@@ -31,9 +31,19 @@ NOT_COMPARED = frozenset(
         *("mode", "overwrite", "device", "cache_dir", "log_every", "minimum_log_interval_secs"),
         *("n_samples", "samples_dir", "split", "top_p", "temperature", "max_new_tokens", "sample_reference"),
         *("saved_policy", "export_dir", "push_to", "model.eval_batch_size"),
+        *("resume", "save_every", "keep_last", "keep_optimizer", "save_in_background"),
     }
 )
 """Keys that do not change what a training run computes (`wandb` and its keys neither)."""
+MAY_CHANGE = frozenset(
+    {
+        *("n_epochs", "n_examples", "n_eval_examples", "eval_every", "do_first_eval", "keep_best"),
+        *("intermediate_checkpoints", "cache_reference", "model.tokens_per_microbatch"),
+        *("model.activation_checkpointing", "model.compile"),
+    }
+)
+"""Keys that may change before a run goes on: its length, how it is looked at, and how its steps are computed."""
+LENGTHS = ("n_epochs", "n_examples")
 BEFORE_A_RUN = frozenset({"data.json"})  # what mode=inspect leaves in the folder of a run to come
 RUN_MAKES = (
     *("config.yaml", "data.json", "metrics.jsonl", "LATEST", "BEST", "step-[0-9]*", FINISHED, "eval-*.json"),
@@ -51,13 +61,14 @@ class Claim:
     """A folder that this process may work in.
 
     Attributes:
-        status: `new`; `finished`, by the same config, so that there is nothing to do; `unfinished`, by the same config,
-            so that the run goes on from its last checkpoint, if there is one; `replace`, an old run that `begin`
-            removes.
+        status: `new`; `finished`, by the same config, so that there is nothing to do; `unfinished`, so that the run
+            goes on from its last checkpoint, if there is one; `replace`, an old run that `begin` removes.
+        changed: keys that have other values than when the run began (see MAY_CHANGE), as `key: there, here`.
     """
 
     status: str
     folder: Path
+    changed: tuple[str, ...] = ()
 
 
 def run_folder(config: DictConfig) -> Path:
@@ -87,7 +98,7 @@ def claim(config: DictConfig) -> Claim:
         ) from error
     try:
         _repair(folder)
-        return Claim(_status(folder, config), folder)
+        return _claim(folder, config)
     except BaseException:
         release(folder)
         raise
@@ -97,7 +108,8 @@ def begin(claimed: Claim, config: DictConfig) -> None:
     """Called when nothing is left to do before the training: only now an old run is removed for a new one."""
     if claimed.status == "replace":
         _empty(claimed.folder)
-        _write(claimed.folder / "config.yaml", OmegaConf.to_yaml(config))
+    (claimed.folder / FINISHED).unlink(missing_ok=True)
+    _write(claimed.folder / "config.yaml", OmegaConf.to_yaml(config))
 
 
 def finish(folder: Path) -> None:
@@ -168,20 +180,25 @@ def _repair(folder: Path) -> None:
         repair_folder(folder / name)
 
 
-def _status(folder: Path, config: DictConfig) -> str:
+def _claim(folder: Path, config: DictConfig) -> Claim:
     saved = folder / "config.yaml"
-    if saved.is_file() and begun(folder):
-        if config.overwrite:
-            return "replace"
-        differing = differences(read_config(saved), config)
-        if differing:
-            raise ValueError(
-                f"{folder} holds a run with another config ({'; '.join(differing)}): choose another name with "
-                "exp_name=NAME, or overwrite=true removes that run first."
-            )
-        return "finished" if (folder / FINISHED).is_file() else "unfinished"
-    _write(saved, OmegaConf.to_yaml(config))
-    return "new"
+    if not (saved.is_file() and begun(folder)):
+        _write(saved, OmegaConf.to_yaml(config))
+        return Claim("new", folder)
+    if config.overwrite:
+        return Claim("replace", folder)
+    differing = differences(read_config(saved), config)
+    refused = [text for key, text in differing.items() if key not in MAY_CHANGE]
+    if refused:
+        raise ValueError(
+            f"{folder} holds a run with another config ({'; '.join(refused)}): choose another name with "
+            "exp_name=NAME, or overwrite=true removes that run first."
+        )
+    if (folder / FINISHED).is_file() and not set(differing) & set(LENGTHS):
+        return Claim("finished", folder)
+    if config.resume == "never":
+        return Claim("replace", folder)
+    return Claim("unfinished", folder, tuple(differing.values()))
 
 
 def begun(folder: Path) -> bool:
@@ -225,19 +242,19 @@ def read_config(file: Path) -> DictConfig:
     return config
 
 
-def differences(saved: DictConfig, config: DictConfig) -> list[str]:
-    """The keys in which two runs differ, as `key: saved value, now value`."""
+def differences(saved: DictConfig, config: DictConfig) -> dict[str, str]:
+    """The keys in which two runs differ, and for each `key: saved value, now value`."""
 
     def compared(one: DictConfig) -> dict[str, Any]:
         flat = flatten(OmegaConf.to_container(one, resolve=True))
         return {key: value for key, value in flat.items() if key not in NOT_COMPARED and not key.startswith("wandb.")}
 
     before, now = compared(saved), compared(config)
-    return [
-        f"{key}: {_shown(before, key)} there, {_shown(now, key)} here"
+    return {
+        key: f"{key}: {_shown(before, key)} there, {_shown(now, key)} here"
         for key in dict.fromkeys([*now, *before])
         if key not in before or key not in now or before[key] != now[key]
-    ]
+    }
 
 
 def _shown(flat: dict[str, Any], key: str) -> str:

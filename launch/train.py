@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
+import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from dataloaders.base import DataLoader
 from dataloaders.resolve import did_you_mean, resolve
 from launch import build, inspection
-from launch.run_folder import begin, begun, claim, finish
+from launch.run_folder import MAY_CHANGE, begin, begun, claim, differences, finish
 from models.compilation import refuse_without_compiler
 from models.loading import locate
 from models.memory import keep_freed_memory
@@ -22,6 +24,7 @@ from models.shapes import describe
 from trainers import distributed
 from trainers.basic import BasicTrainer
 from trainers.metrics import MetricsLog, check_wandb
+from trainers.resume import Resume, find_resume, read_resume
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +58,7 @@ def run(config: DictConfig) -> dict[str, float]:
     if status == "finished":
         log.info("%s is finished, with this config: nothing to do (overwrite=true trains it again)", folder)
         return {}
-    if status == "unfinished":
-        log.info("%s was not finished: it starts again from the beginning", folder)
+    resume = _resume(config, folder, status, () if claimed is None else claimed.changed)
     train_loader, eval_loader, tokenizer = load_data(config)
     account = inspection.account_of([loader for loader in (train_loader, eval_loader) if loader is not None])
     tell_long_rows(train_loader, kind.roles, config.model.tokens_per_microbatch)
@@ -67,15 +69,58 @@ def run(config: DictConfig) -> dict[str, float]:
     if claimed is not None:
         begin(claimed, config)
         inspection.write_account(folder, account)
-        trainer.metrics_log = _metrics_log(config, folder)
-    metrics = trainer.train()
+        trainer.metrics_log = _metrics_log(config, folder, resume)
+    try:
+        metrics = trainer.train(resume)
+    finally:
+        if trainer.metrics_log is not None:
+            trainer.metrics_log.close()
     if trainer.computer.reference is not None:
         log.info(trainer.computer.reference.cache.account())
-    if trainer.metrics_log is not None:
-        trainer.metrics_log.close()
+    if claimed is not None:
         finish(folder)
+        log.info(trainer.checkpoints.account())
         log.info("done: %s", folder / "LATEST" / "policy.pt")
     return metrics
+
+
+def _resume(config: DictConfig, folder: Path, status: str, changed: Sequence[str]) -> Resume | None:
+    """The checkpoint that the run goes on from, if there is one."""
+    say = log.info if distributed.rank() == 0 else log.debug
+    if config.resume not in ("auto", "never"):
+        found = Path(config.resume).expanduser()
+        own = found.resolve().parent == folder.resolve()
+        if status == "unfinished" and not own:
+            raise ValueError(
+                f"resume={found} is of another run than {folder}, which has begun already: leave it at auto, or choose "
+                "another name with exp_name=NAME."
+            )
+    elif status == "unfinished":
+        found, own = find_resume(folder), True
+        if found is None and (folder / "LATEST").exists():
+            read_resume(folder / "LATEST")  # says what is wrong with it
+        if found is None:
+            say("%s had not come to its first checkpoint: it starts from the beginning", folder)
+            return None
+    else:
+        return None
+    resume = read_resume(found, own)
+    there = differences(OmegaConf.create(resume.state["config"]), config)
+    refused = [text for key, text in there.items() if key not in MAY_CHANGE and key != "exp_name"]
+    if refused:
+        raise ValueError(
+            f"{found} is of a run with another config ({'; '.join(refused)}): take over its weights alone with "
+            f"model.load_from={found}/policy.pt, or leave resume at auto."
+        )
+    say("%s goes on after %d examples, from %s", folder, resume.examples, found.resolve().name)
+    for text in changed:
+        say("changed since it began: %s", text)
+    if resume.state["threads"] != torch.get_num_threads() or resume.state["torch"] != torch.__version__:
+        say(
+            "it computed with %d threads and torch %s, and now with %d and %s: last bits will differ",
+            resume.state["threads"], resume.state["torch"], torch.get_num_threads(), torch.__version__,
+        )  # fmt: skip
+    return resume
 
 
 def trainer_class(config: DictConfig) -> type[BasicTrainer]:
@@ -153,6 +198,8 @@ def _trainer(
     tokenizer: object,
 ) -> BasicTrainer:
     torch.manual_seed(config.seed)
+    np.random.seed(config.seed % 2**32)  # for losses of users
+    random.seed(config.seed)
     start = build.build_start(config, device)
     check_vocabulary(start, tokenizer)
     check_weights(start)
@@ -165,14 +212,17 @@ def _trainer(
     )  # fmt: skip
 
 
-def _metrics_log(config: DictConfig, folder: Path) -> MetricsLog:
-    options = None
+def _metrics_log(config: DictConfig, folder: Path, resume: Resume | None) -> MetricsLog:
+    options, own = None, resume is not None and resume.own
     if config.wandb.enabled:
         options = {
             "entity": config.wandb.entity, "project": config.wandb.project, "name": config.exp_name,
             "config": OmegaConf.to_container(config, resolve=True),
         }  # fmt: skip
-    return MetricsLog(folder, config.minimum_log_interval_secs, options)
+        if own and resume.state["wandb"] is not None:
+            options |= {"id": resume.state["wandb"], "resume": "allow"}
+    keep = resume.state["metrics_bytes"] if own else 0
+    return MetricsLog(folder, config.minimum_log_interval_secs, options, keep)
 
 
 def check_vocabulary(model: object, tokenizer: object) -> None:

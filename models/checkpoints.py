@@ -9,6 +9,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LOSS_STATE = "loss_state.safetensors"
+RESUME = "resume.pt"
 
 
 def read_policy(path: str | Path) -> dict[str, Any]:
@@ -25,20 +27,31 @@ def read_policy(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: when the file would execute code, is damaged, or is not a policy.pt.
     """
+    contents = read_safely(path)
+    if not isinstance(contents, dict) or not isinstance(contents.get("state"), dict):
+        raise ValueError(f"{path} is not a policy.pt: it has no weights under 'state'.")
+    return contents
+
+
+def read_safely(path: str | Path) -> Any:
+    """What torch saved, with `weights_only=True`.
+
+    Raises:
+        ValueError: when the file would execute code, or is damaged.
+    """
     import torch
 
     try:
         # Memory-mapped: a checkpoint larger than what is free is read as it is used.
-        contents = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} is refused: loading it would execute code, or it is not a checkpoint{what_it_asks_for(error)}."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({_first(error)}). Is it a policy.pt, and complete?") from error
-    if not isinstance(contents, dict) or not isinstance(contents.get("state"), dict):
-        raise ValueError(f"{path} is not a policy.pt: it has no weights under 'state'.")
-    return contents
+        raise ValueError(
+            f"{path} cannot be read ({_first(error)}). Is it a {Path(path).name}, and complete?"
+        ) from error
 
 
 def what_it_asks_for(error: Exception) -> str:
@@ -68,32 +81,80 @@ def _first(error: Exception) -> str:
     return lines[0][:200] if lines else type(error).__name__
 
 
-def save_policy(
-    folder: Path,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    step_idx: int,
-    metrics: dict[str, float],
-    loss_state: dict[str, torch.Tensor] | None = None,
-) -> None:
-    """Writes policy.pt, and what is needed to use it: the model's config, its generation settings, the tokenizer.
+@dataclass
+class Checkpoint:
+    """A policy as it is at one moment, ready to be written.
 
-    Of a model with a LoRA adapter policy.pt holds the adapter alone. A loss that has a state gets it back by
-    `read_loss_state`.
+    Args:
+        step_idx: optimizer steps that it has made.
+        metrics: what is known of it.
+        loss_state: what the loss remembers; a loss that has a state gets it back by `read_loss_state`.
+        resume: what going on with the training needs beside all that (see `trainers.resume`); None: nothing is kept.
+        copied: the weights are a copy, so that training may go on while it is written.
     """
-    import torch
-    from safetensors.torch import save_file
 
-    torch.save({"step_idx": step_idx, "metrics": metrics, **_weights(model)}, folder / "policy.pt")
-    model.config.save_pretrained(folder)
-    if model.generation_config is not None:
-        model.generation_config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    if loss_state:
-        own = {name: value.detach().cpu().clone().contiguous() for name, value in loss_state.items()}
-        save_file(own, folder / LOSS_STATE)
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1, sort_keys=True))
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    step_idx: int
+    metrics: dict[str, float]
+    loss_state: dict[str, torch.Tensor] = field(default_factory=dict)
+    resume: dict[str, Any] | None = None
+    copied: bool = False
+
+    def __post_init__(self) -> None:
+        keep = copied if self.copied else on_cpu
+        self._contents = keep({"step_idx": self.step_idx, "metrics": self.metrics, **_weights(self.model)})
+        self._loss_state, self.resume = keep(self.loss_state), keep(self.resume)
+
+    def write(self, folder: Path) -> None:
+        """Writes policy.pt, and what is needed to use it: the model's config, its generation settings, the tokenizer.
+
+        Of a model with a LoRA adapter policy.pt holds the adapter alone.
+        """
+        import torch
+        from safetensors.torch import save_file
+
+        torch.save(self._contents, folder / "policy.pt")
+        self.model.config.save_pretrained(folder)
+        if self.model.generation_config is not None:
+            self.model.generation_config.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        if self._loss_state:
+            own = {name: value.clone().contiguous() for name, value in self._loss_state.items()}
+            save_file(own, folder / LOSS_STATE)
+        if self.resume is not None:
+            torch.save(self.resume, folder / RESUME)
+        (folder / "metrics.json").write_text(json.dumps(self.metrics, indent=1, sort_keys=True))
+
+
+def on_cpu(value: Any) -> Any:
+    """Dicts, lists and tuples with their tensors detached and on the CPU, whose memory they may share."""
+    return _mapped(value, lambda tensor: tensor.detach().cpu())
+
+
+def copied(value: Any) -> Any:
+    """The same as `on_cpu`, in memory of its own; tensors that are the same one (tied weights) stay so."""
+    copies: dict[tuple, torch.Tensor] = {}
+
+    def copy(tensor: torch.Tensor) -> torch.Tensor:
+        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if place not in copies or not tensor.numel():
+            copies[place] = tensor.detach().to("cpu", copy=True)
+        return copies[place]
+
+    return _mapped(value, copy)
+
+
+def _mapped(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return {key: _mapped(one, function) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_mapped(one, function) for one in value)
+    return value
 
 
 def _weights(model: PreTrainedModel) -> dict[str, Any]:
@@ -101,7 +162,7 @@ def _weights(model: PreTrainedModel) -> dict[str, Any]:
 
     if has_adapter(model):
         return saved_adapter(model)
-    return {"state": {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}}
+    return {"state": dict(model.state_dict())}
 
 
 def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
@@ -121,7 +182,7 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
             free = shutil.disk_usage(temporary).free / 2**30
             raise OSError(
                 f"{target} could not be written ({_first(error)}); {free:.2f} GiB are free there. What was there "
-                "before is as it was."
+                "before is as it was: make room, and the same command goes on from it."
             ) from error
         for file in temporary.rglob("*"):
             if file.is_file():
@@ -143,4 +204,23 @@ def repair_folder(target: Path) -> None:
     if old.exists() and not target.exists():
         os.replace(old, target)
     for leftover in target.parent.glob(f".{target.name}.*"):
+        if leftover.is_symlink():
+            leftover.unlink()
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder so that nobody finds a part of it under its name."""
+    leaving = folder.with_name(f".{folder.name}.leaving")
+    os.replace(folder, leaving)
+    shutil.rmtree(leaving, ignore_errors=True)
+
+
+def switch_link(name: Path, target: Path) -> None:
+    """Lets `name` be a link to the folder `target` beside it, in one step; what it was before is replaced."""
+    temporary = name.with_name(f".{name.name}.link")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target.name)
+    if name.is_dir() and not name.is_symlink():  # a run of an older version
+        remove_folder(name)
+    os.replace(temporary, name)

@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -36,6 +37,7 @@ class Reference:
         self._within: Callable[[], AbstractContextManager[None]] = nullcontext
         self._model: PreTrainedModel | None = None
         self._dtype = dtype
+        self._moved = False
         self.cache = ReferenceCache() if cache is None else cache
 
     def borrow(self, model: PreTrainedModel, within: Callable[[], AbstractContextManager[None]]) -> None:
@@ -59,6 +61,22 @@ class Reference:
         for own, other in zip(self.model.parameters(), policy.parameters(), strict=True):
             own.copy_(other)
         self.cache.forget()
+        self._moved = True
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: values that are not on disk, and weights that are no longer those of the start."""
+        weights = list(self.model.parameters()) if self._moved else []
+        return {"values": self.cache.state(), "weights": [weight.detach() for weight in weights]}
+
+    @torch.no_grad()
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Takes back what `state` gave."""
+        if state["weights"]:
+            for own, other in zip(self.model.parameters(), state["weights"], strict=True):
+                own.copy_(other)
+            self.cache.forget()
+            self._moved = True
+        self.cache.load_state(state["values"])
 
     @torch.no_grad()
     def logps(self, rows: Sequence[TreeRow], budget: int) -> list[list[torch.Tensor]]:

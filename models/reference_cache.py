@@ -85,6 +85,17 @@ class ReferenceCache:
         """Drops all values, and keeps none on disk from now on: the reference has other weights."""
         self._values, self._seconds, self._kept, self._folder = {}, {}, set(), None
 
+    def state(self) -> torch.Tensor:
+        """What a checkpoint keeps of values that are not on disk, as bytes (B,): who goes on needs the same ones."""
+        if self._folder is not None or not self._values:
+            return torch.zeros(0, dtype=torch.uint8)
+        return torch.frombuffer(bytearray(_record(self._values, 0.0)), dtype=torch.uint8)
+
+    def load_state(self, state: torch.Tensor) -> None:
+        """Takes back what `state` gave."""
+        for payload, _ in _payloads(state.numpy()):
+            self._take(payload)
+
     def account(self) -> str:
         """Hits, misses and seconds saved, in words."""
         return (
@@ -115,16 +126,19 @@ class ReferenceCache:
         at = 0
         for payload, end in _payloads(contents):
             at = end
-            seconds, count = _PAYLOAD.unpack_from(payload)
-            keys = payload[_PAYLOAD.size : _PAYLOAD.size + 16 * count].reshape(count, 16)
-            lengths_at = _PAYLOAD.size + 16 * count
-            lengths = payload[lengths_at : lengths_at + 4 * count].view("<u4")
-            values = np.frombuffer(payload, dtype="<f4", offset=lengths_at + 4 * count)
-            parts = np.split(values, np.cumsum(lengths)[:-1]) if count else []
-            for key, part in zip((key.tobytes() for key in keys), parts, strict=True):
-                self._values.setdefault(key, part)  # the first one written stays
-                self._seconds.setdefault(key, seconds / max(1, count))
+            self._take(payload)
         return len(contents) - at
+
+    def _take(self, payload: np.ndarray) -> None:
+        seconds, count = _PAYLOAD.unpack_from(payload)
+        keys = payload[_PAYLOAD.size : _PAYLOAD.size + 16 * count].reshape(count, 16)
+        lengths_at = _PAYLOAD.size + 16 * count
+        lengths = payload[lengths_at : lengths_at + 4 * count].view("<u4")
+        values = np.frombuffer(payload, dtype="<f4", offset=lengths_at + 4 * count)
+        parts = np.split(values, np.cumsum(lengths)[:-1]) if count else []
+        for key, part in zip((key.tobytes() for key in keys), parts, strict=True):
+            self._values.setdefault(key, part)  # the first one written stays
+            self._seconds.setdefault(key, seconds / max(1, count))
 
     def _append(self, record: bytes) -> None:
         if self._file is None:

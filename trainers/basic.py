@@ -1,36 +1,34 @@
-"""The one training loop. A family of trainers says which rows its names mean; a leaf names its loss."""
+"""What all trainers share. A family of them says which rows its names mean; a leaf names its loss."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import shutil
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dataloaders.base import DataLoader
 from dataloaders.batches import Pair, Row
-from models.checkpoints import save_policy, write_folder
-from models.lora import adapter_weights, has_adapter
 from models.reference import Reference
 from models.value_head import ValueHead
 from trainers import distributed
+from trainers.checkpointing import Checkpointing
+from trainers.loop import Loop
 from trainers.metrics import Averages, Clock, MetricsLog, peak_memory_gb
-from trainers.optimization import clip_gradients, make_optimizer, schedule
+from trainers.optimization import clip_gradients
 from trainers.outputs import LossOutput, StepResult, Tensors
 from trainers.requirements import Requirement, requirements
+from trainers.resume import Resume
 from trainers.step import NonFiniteError, StepComputer, describe
 
 
 class BasicTrainer:
-    """Accumulates, reduces over processes, clips, steps, evaluates on a fixed set, logs and saves.
+    """Accumulates, reduces over processes, clips, steps, evaluates on a fixed set and logs.
 
     A subclass defines `loss`, whose parameter names say what it needs (see `trainers.requirements`), and returns one
     value per example (or, when it takes `token_logps`, per token): either `losses`, or `losses, chosen_rewards,
@@ -76,7 +74,7 @@ class BasicTrainer:
         self.loss_state: Tensors = {}  # what a loss remembers from step to step; see `remember`
         self.step_idx = 0
         self.examples = 0
-        self.best: float | None = None
+        self.checkpoints = Checkpointing(folder if distributed.rank() == 0 else None, config)
         self.clock = Clock()
         if reference is None and any(need.model == "reference" for need in self.needs):
             raise ValueError(
@@ -147,60 +145,17 @@ class BasicTrainer:
         """More of them, for which one needs to know the pair that each loss's row comes from (see `loss_groups`)."""
         return {}
 
-    # The loop ----------------------------------------------------------------------------------------------------
+    # Training ------------------------------------------------------------------------------------------------------
 
-    def train(self) -> dict[str, float]:
-        """Trains to the end of the loader; returns the last evaluation's metrics (empty without an evaluation set)."""
-        config = self.config
-        sizes = self.train_loader.sizes()
-        if not sizes:
-            raise ValueError(
-                f"{type(self.train_loader).__name__} gives no optimizer step: raise datasets.NAME.weight or n_epochs, "
-                "or see what its `arrange` and `steps` return."
-            )
-        self._refuse_full_disk(sum(sizes))
-        optimizer, scheduler = self._optimization(len(sizes))
-        metrics = self.evaluate_and_log() if config.do_first_eval else {}
-        if config.keep_best is not None and (metrics or not self.eval_rows):
-            self._best_of(metrics)  # a name that no metric has is an error before the training, not after it
-        progress = tqdm(total=sum(sizes), unit="ex", desc="training", disable=distributed.rank() > 0, file=sys.stderr)
-        averages, evaluated, seen, tokens, start = Averages(), 0, 0, 0, time.perf_counter()
-        steps = iter(self.train_loader)
-        for number, size in enumerate(sizes, start=1):
-            with self.clock.part("data"):
-                rows = next(steps)
-                own = rows[distributed.rank() :: distributed.processes()]
-            lr = optimizer.param_groups[0]["lr"]
-            norm = self._step(optimizer, own, averages)
-            scheduler.step()
-            seen, tokens = seen + size, tokens + self._tokens(rows)
-            progress.update(size)
-            last = number == len(sizes)
-            if number % config.log_every == 0 or last:
-                speed = self._speed(seen, tokens, time.perf_counter() - start)
-                self._log(averages, {"grad_norm": norm, "counters/lr": lr, **speed}, "train")
-                averages, seen, tokens, start = Averages(), 0, 0, time.perf_counter()
-            if self.examples // config.eval_every > evaluated or last:
-                evaluated = self.examples // config.eval_every
-                before = time.perf_counter()
-                metrics = self.evaluate_and_log()
-                self._save_after(metrics, last)
-                start += time.perf_counter() - before  # a step's time is the step's alone
-                self.clock.seconds.clear()
-        progress.close()
-        return metrics
+    def train(self, resume: Resume | None = None) -> dict[str, float]:
+        """Trains to the end of the loader, from the beginning or from a checkpoint (see `trainers.loop`).
 
-    def _optimization(self, steps: int) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-        config = self.config
-        optimizer = make_optimizer(
-            config.optimizer, self.parameters, lr=config.lr, weight_decay=config.weight_decay, beta1=config.beta1,
-            beta2=config.beta2, eps=config.eps,
-        )  # fmt: skip
-        warmup = config.warmup_steps if config.warmup_steps is not None else math.ceil(config.warmup * steps)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(config.scheduler, steps, warmup))
-        return optimizer, scheduler
+        Returns:
+            The last evaluation's metrics; empty without an evaluation set.
+        """
+        return Loop(self, resume).run()
 
-    def _step(self, optimizer: torch.optim.Optimizer, rows: Sequence[Row], averages: Averages) -> float:
+    def step(self, optimizer: torch.optim.Optimizer, rows: Sequence[Row], averages: Averages) -> float:
         """One optimizer step; returns the gradient's norm before clipping."""
         where = f"at optimizer step {self.step_idx + 1} (after {self.examples} examples)"
         optimizer.zero_grad(set_to_none=True)
@@ -259,7 +214,7 @@ class BasicTrainer:
             self.value_head.load_state_dict({name.removeprefix("value_head."): value for name, value in head.items()})
         self.loss_state = {name: value.to(self.policy.device) for name, value in state.items() if name not in head}
 
-    def _tokens(self, rows: Sequence[Row]) -> int:
+    def tokens(self, rows: Sequence[Row]) -> int:
         """Tokens of the sequences that are trained on, each prompt counted with each of its responses."""
         return sum(
             len(row.prompt) + len(row.responses[role].ids) for row in rows for role in self.computer.trained_roles
@@ -282,7 +237,7 @@ class BasicTrainer:
         start = time.perf_counter()
         metrics = self.evaluate()
         if metrics and self.metrics_log is not None:
-            record = metrics | self._counters() | {"eval_seconds": time.perf_counter() - start}
+            record = metrics | self.counters() | {"eval_seconds": time.perf_counter() - start}
             self.metrics_log.write(record, self.examples, "eval")
         return metrics
 
@@ -308,15 +263,16 @@ class BasicTrainer:
         output = outputs[0] if self.couples_examples else LossOutput.join(outputs)
         return self.reward_metrics(output) | self.pair_metrics(pairs, output)
 
-    def _log(self, averages: Averages, extra: dict[str, float], split: str) -> None:
+    def log(self, averages: Averages, extra: dict[str, float], split: str) -> None:
         metrics = _named_for(split, averages.means())
         if self.metrics_log is not None:
-            self.metrics_log.write(metrics | extra | self._counters(), self.examples, split)
+            self.metrics_log.write(metrics | extra | self.counters(), self.examples, split)
 
-    def _counters(self) -> dict[str, float]:
+    def counters(self) -> dict[str, float]:
         return {"counters/examples": self.examples, "counters/updates": self.step_idx}
 
-    def _speed(self, examples: int, tokens: int, seconds: float) -> dict[str, float]:
+    def speed(self, examples: int, tokens: int, seconds: float) -> dict[str, float]:
+        """What took how long since the last call, in which so many examples and tokens were trained on."""
         parts = {f"seconds/{name}": value for name, value in self.clock.seconds.items()}
         self.clock.seconds.clear()
         return {
@@ -327,65 +283,6 @@ class BasicTrainer:
             **self.computer.token_shares(),
             "peak_memory_gb": peak_memory_gb(self.policy.device),
         }
-
-    # Checkpoints -----------------------------------------------------------------------------------------------------
-
-    def _save_after(self, metrics: dict[str, float], last: bool) -> None:
-        """What is saved after an evaluation: at the end LATEST, the best so far, and the step's own folder."""
-        if self.folder is None:
-            return
-        if last:  # first of all: without do_first_eval a misspelled keep_best may only now be found
-            self.save("LATEST", metrics)
-        if self.config.keep_best is not None and self._is_best(metrics):
-            self.save("BEST", metrics)
-        if self.config.intermediate_checkpoints:
-            self.save(f"step-{self.examples}", metrics)
-
-    def _refuse_full_disk(self, examples: int) -> None:
-        """A disk too small for the checkpoints is an error before the training, not after it."""
-        if self.folder is None:
-            return
-        folders = 1 + (self.config.keep_best is not None)
-        if self.config.intermediate_checkpoints:
-            folders += examples // self.config.eval_every + 1
-        saved = adapter_weights(self.policy).values() if has_adapter(self.policy) else self.policy.parameters()
-        needed = folders * sum(weight.numel() * weight.element_size() for weight in saved)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.folder).free
-        if free < needed:
-            raise ValueError(
-                f"{self.folder} has {free / 2**30:.1f} GiB left and the run's {folders} checkpoints take "
-                f"{needed / 2**30:.1f} GiB: make room, or set another cache_dir."
-            )
-
-    def _best_of(self, metrics: dict[str, float]) -> float:
-        """The metric that decides which checkpoint is best, the higher the better."""
-        name = self.config.keep_best.lstrip("-")
-        if name not in metrics:
-            names = ", ".join(sorted(metrics)) or "none: there is no evaluation set"
-            raise ValueError(f"keep_best={name} is no metric of the evaluation: choose one of {names}.")
-        lower_is_better = "loss" in name or self.config.keep_best.startswith("-")
-        return -metrics[name] if lower_is_better else metrics[name]
-
-    def _is_best(self, metrics: dict[str, float]) -> bool:
-        value = self._best_of(metrics)
-        if math.isnan(value) or (self.best is not None and value <= self.best):
-            return False
-        self.best = value
-        return True
-
-    def save(self, name: str, metrics: dict[str, float]) -> None:
-        """Writes the folder `name` with policy.pt and what is needed to use it; the first process writes."""
-
-        def fill(folder: Path) -> None:
-            save_policy(
-                folder, self.policy, self.tokenizer, step_idx=self.step_idx, metrics=metrics | self._counters(),
-                loss_state=self.state_of_loss(),
-            )  # fmt: skip
-
-        if distributed.rank() == 0:
-            write_folder(self.folder / name, fill)
-        distributed.barrier()
 
 
 def _named_for(split: str, metrics: dict[str, float]) -> dict[str, float]:

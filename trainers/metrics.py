@@ -44,8 +44,14 @@ class Averages:
 
     def means(self) -> dict[str, float]:
         """The mean of each name over all processes; a name without a value is left out."""
-        own = (dict(self.sums), dict(self.counts), [part for _, part in self._together])
-        everybody = distributed.gather_objects(own)
+        sums, counts = self._total()
+        return {name: sums[name] / count for name, count in sorted(counts.items()) if count}
+
+    def _total(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Sums and counts over all processes."""
+        everybody = distributed.gather_objects(
+            (dict(self.sums), dict(self.counts), [part for _, part in self._together])
+        )
         total = Averages()
         for sums, counts, _ in everybody:
             for name, value in sums.items():
@@ -54,7 +60,24 @@ class Averages:
         for place, (values, _) in enumerate(self._together):
             for name, tensor in values([parts[place] for _, _, parts in everybody]).items():
                 total.add(name, tensor)
-        return {name: total.sums[name] / count for name, count in sorted(total.counts.items()) if count}
+        return total.sums, total.counts
+
+    def settle(self) -> None:
+        """Makes numbers of all that was added so far; the first process holds them. All processes call it."""
+        sums, counts = self._total()
+        first = distributed.rank() == 0
+        self.sums, self.counts = (sums, counts) if first else (defaultdict(float), defaultdict(float))
+        self._together = []
+
+    def state(self) -> dict[str, dict[str, float]]:
+        """What is to be kept, once it is settled."""
+        return {"sums": dict(self.sums), "counts": dict(self.counts)}
+
+    def load_state(self, state: Mapping[str, Mapping[str, float]]) -> None:
+        """Takes back what `state` gave."""
+        if distributed.rank() == 0:
+            self.sums.update(state["sums"])
+            self.counts.update(state["counts"])
 
 
 class Clock:
@@ -90,26 +113,43 @@ class MetricsLog:
         folder: the run's folder.
         console_interval: at least this many seconds between two lines on the console.
         wandb_options: entity, project, name and config of a wandb run; None leaves wandb alone.
+        keep_bytes: of the metrics.jsonl that is there, when a run goes on; what comes behind is written anew.
     """
 
-    def __init__(self, folder: Path, console_interval: float = 0.0, wandb_options: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        console_interval: float = 0.0,
+        wandb_options: Mapping[str, Any] | None = None,
+        keep_bytes: int = 0,
+    ):
         self._console_interval = console_interval
         self._last_line = -math.inf
-        self._file = open(folder / "metrics.jsonl", "w", encoding="utf-8")  # noqa: SIM115 (closed by `close`)
+        self._file = open(folder / "metrics.jsonl", "ab")  # noqa: SIM115 (closed by `close`)
+        self._file.truncate(min(keep_bytes, self._file.tell()))
         self._wandb = None
         if wandb_options is not None:
             self._wandb = check_wandb().init(dir=str(folder), **wandb_options)
 
     def write(self, metrics: Mapping[str, float], examples: int, split: str) -> None:
         """One record: to the file and wandb whole, to the console in short."""
-        json.dump({"split": split, **metrics}, self._file)
-        self._file.write("\n")
+        self._file.write((json.dumps({"split": split, **metrics}) + "\n").encode())
         self._file.flush()
         if self._wandb is not None:
             self._wandb.log(dict(metrics), step=examples)
         if split == "eval" or time.monotonic() - self._last_line >= self._console_interval:
             tqdm.write(summary(metrics, examples, split), file=sys.stderr)
             self._last_line = time.monotonic()
+
+    def bytes_on_disk(self) -> int:
+        """How long metrics.jsonl is, once it is safe on the disk."""
+        os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
+
+    @property
+    def wandb_id(self) -> str | None:
+        """Of the wandb run, where there is one."""
+        return None if self._wandb is None else self._wandb.id
 
     def close(self) -> None:
         self._file.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 
@@ -42,6 +43,19 @@ def make_optimizer(
         [group for group in groups if group["params"]],
         **{key: value for key, value in settings.items() if key in known},
     )
+
+
+def optimization(
+    config: Any, parameters: Iterable[torch.nn.Parameter], steps: int
+) -> tuple[torch.optim.Optimizer, Callable[[int], float]]:
+    """The optimizer of a config, and its learning rate at each of so many steps (counted from 0)."""
+    optimizer = make_optimizer(
+        config.optimizer, parameters, lr=config.lr, weight_decay=config.weight_decay, beta1=config.beta1,
+        beta2=config.beta2, eps=config.eps,
+    )  # fmt: skip
+    warmup = config.warmup_steps if config.warmup_steps is not None else math.ceil(config.warmup * steps)
+    factor = schedule(config.scheduler, steps, warmup)
+    return optimizer, lambda step: config.lr * factor(step)
 
 
 def schedule(name: str, steps: int, warmup_steps: int) -> Callable[[int], float]:

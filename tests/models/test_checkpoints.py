@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from models.byte_tokenizer import byte_tokenizer
-from models.checkpoints import read_policy, repair_folder, save_policy, write_folder
+from models.checkpoints import Checkpoint, read_policy, repair_folder, write_folder
 from models.loading import load_tokenizer
 from tests import tiny
 
@@ -29,10 +29,7 @@ class Evil:
 
 def saved(folder, **changes):
     model = tiny.tiny_model()
-    write_folder(
-        folder,
-        lambda place: save_policy(place, model, byte_tokenizer(), step_idx=7, metrics={"loss/eval": 0.5} | changes),
-    )
+    write_folder(folder, Checkpoint(model, byte_tokenizer(), 7, {"loss/eval": 0.5} | changes).write)
     return model
 
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from models.byte_tokenizer import byte_tokenizer
-from models.checkpoints import save_policy
+from models.checkpoints import Checkpoint
 from models.loading import load_model, load_tokenizer, locate, turn_dropout_off
 from tests import tiny
 from tests.models.test_checkpoints import Evil
@@ -29,7 +29,7 @@ def weights(model) -> torch.Tensor:
 def policy_in(folder, model=None):
     model = model if model is not None else load_model("random", shape=SHAPE, seed=4)
     folder.mkdir(parents=True, exist_ok=True)
-    save_policy(folder, model, byte_tokenizer(), step_idx=1, metrics={})
+    Checkpoint(model, byte_tokenizer(), step_idx=1, metrics={}).write(folder)
     return model
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models.byte_tokenizer import byte_tokenizer
-from models.checkpoints import read_policy, save_policy
+from models.checkpoints import Checkpoint, read_policy
 from models.loading import load_model
 from models.logprobs import plain_attention
 from models.lora import Adapter, Base, adapter_weights, add_adapter, without_adapter
@@ -101,7 +101,7 @@ def test_a_step_is_that_of_the_merged_weights(kind):
 def test_round_trip(tmp_path):
     """Prevents a file as large as the model, and a model that is another one when it is loaded again."""
     model = adapted()
-    save_policy(tmp_path, model, byte_tokenizer(), step_idx=7, metrics={})
+    Checkpoint(model, byte_tokenizer(), step_idx=7, metrics={}).write(tmp_path)
     contents = read_policy(tmp_path / "policy.pt")
     assert contents["step_idx"] == 7 and contents["state"].keys() == adapter_weights(model).keys()
     assert contents["adapter"]["base"]["digest"] == weights_digest(load(seed=3))
@@ -118,11 +118,11 @@ def test_round_trip(tmp_path):
 
 def test_adapters_on_adapters(tmp_path):
     """Prevents a second adapter that forgets the first: what it was trained on is the first one's merged model."""
-    save_policy(_folder(tmp_path / "a"), adapted(), byte_tokenizer(), step_idx=1, metrics={})
+    Checkpoint(adapted(), byte_tokenizer(), step_idx=1, metrics={}).write(_folder(tmp_path / "a"))
     merged = load(load_from="a", cache_dir=tmp_path)
     before = logits(merged)
     second = adapted(merged, load_from="a")
-    save_policy(_folder(tmp_path / "b"), second, byte_tokenizer(), step_idx=1, metrics={})
+    Checkpoint(second, byte_tokenizer(), step_idx=1, metrics={}).write(_folder(tmp_path / "b"))
     loaded = load(load_from="b", cache_dir=tmp_path)
     assert torch.allclose(logits(loaded), logits(second), atol=1e-4)
     assert (logits(loaded) - before).abs().max() > 0.01
@@ -135,7 +135,7 @@ def _folder(path):
 
 def test_another_base_is_refused(tmp_path):
     """Prevents an adapter on weights that it was not trained on: the result would be nonsense without an error."""
-    save_policy(tmp_path, adapted(), byte_tokenizer(), step_idx=1, metrics={})
+    Checkpoint(adapted(), byte_tokenizer(), step_idx=1, metrics={}).write(tmp_path)
     contents = read_policy(tmp_path / "policy.pt")
     other = copy.deepcopy(contents)
     other["adapter"]["base"]["seed"] = 4

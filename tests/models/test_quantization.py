@@ -11,7 +11,7 @@ from launch.compose import compose
 from launch.train import run as train
 from models import lora, quantization
 from models.byte_tokenizer import byte_tokenizer
-from models.checkpoints import read_policy, save_policy
+from models.checkpoints import Checkpoint, read_policy
 from models.loading import load_model
 from models.logprobs import plain_attention
 from models.reference import Reference
@@ -161,7 +161,7 @@ def test_the_reference_is_the_quantized_base():
 def test_what_is_loaded_is_what_was_trained(tmp_path, dtype):
     """Prevents an adapter that is put on other weights than it was trained on: those before they were quantized."""
     model = adapted(quantized(), dtype=dtype)
-    save_policy(tmp_path, model, byte_tokenizer(), step_idx=1, metrics={})
+    Checkpoint(model, byte_tokenizer(), step_idx=1, metrics={}).write(tmp_path)
     contents = read_policy(tmp_path / "policy.pt")
     assert contents["adapter"]["base"]["quantize"] == "nf4" and len(contents["state"]) == 2 * 7 * SHAPE["layers"]
     loaded = load(load_from=str(tmp_path))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests import tiny
-from trainers.optimization import clip_gradients, make_optimizer, schedule
+from trainers.optimization import clip_gradients, make_optimizer, optimization, schedule
 from trainers.paired import DPOTrainer
 
 SETTINGS = {"lr": 0.1, "weight_decay": 0.3, "beta1": 0.7, "beta2": 0.8, "eps": 1e-3}
@@ -31,16 +31,12 @@ def test_schedules_by_hand():
 def test_the_learning_rate_of_each_step_is_the_schedules():
     """Prevents a scheduler that runs one step ahead, or warm-up steps that are ignored: 10 % of 20 steps are 2."""
     trainer = tiny.trainer(DPOTrainer, "dpo", lr=1.0, scheduler="linear")
-    optimizer, scheduler = trainer._optimization(20)
-    rates = []
-    for _ in range(20):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
+    _, rate = optimization(trainer.config, trainer.parameters, 20)
+    rates = [rate(step) for step in range(20)]
     assert rates[:4] == pytest.approx([0.5, 1.0, 1.0, 1 - 1 / 18])
     assert rates[-1] == pytest.approx(1 / 18)
     trainer.config.warmup_steps = 4
-    assert trainer._optimization(20)[0].param_groups[0]["lr"] == 0.25
+    assert optimization(trainer.config, trainer.parameters, 20)[1](0) == 0.25
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ def test_keep_best_keeps_the_best(tmp_path):
 def test_which_metric_is_better(name: str, sequence: list[float], best: float):
     """Prevents the wrong direction, and a nan that stays the best for ever."""
     trainer = tiny.trainer(DPOTrainer, "dpo", keep_best=name)
-    kept = [value for value in sequence if trainer._is_best({name.lstrip("-"): value})]
+    kept = [value for value in sequence if trainer.checkpoints.is_best({name.lstrip("-"): value}, 0)]
     assert kept[-1] == best
 
 
@@ -214,13 +214,13 @@ class ExplodesAtTheThirdStep(PairedPreferenceTrainer):
 def test_a_loss_that_is_not_finite_stops_before_the_optimizer(tmp_path):
     """Prevents nan weights: the step and the example are named, and the weights are those before the step."""
     run = Run(tmp_path, kind=ExplodesAtTheThirdStep, model__tokens_per_microbatch=1, lr=1e-4)
-    weights, step = {}, run.trainer._step
+    weights, step = {}, run.trainer.step
 
     def watched(*args):
         weights.update({name: value.clone() for name, value in run.trainer.policy.state_dict().items()})
         return step(*args)
 
-    run.trainer._step = watched
+    run.trainer.step = watched
     with pytest.raises(NonFiniteError, match=r"not finite at optimizer step 3 \(after 8 examples\).*words: '.*\?'"):
         run.trainer.train()
     assert run.trainer.step_idx == 2
@@ -314,12 +314,12 @@ def test_a_run_without_a_step_is_an_error(tmp_path, monkeypatch):
 
 
 def test_a_disk_too_small_for_the_checkpoints_stops_the_run_before_it_trains(tmp_path, monkeypatch):
-    """Prevents a training that is lost because its checkpoint could not be written."""
+    """Prevents a training that is lost because its checkpoint could not be written: five policies, and one AdamW."""
     run = Run(tmp_path, intermediate_checkpoints=True, eval_every=4)
     size = sum(4 * weight.numel() for weight in run.trainer.policy.parameters())
-    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=5 * size - 1))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=7 * size - 1))
     with pytest.raises(ValueError, match=r"5 checkpoints.*make room"):
         run.trainer.train()
     assert run.trainer.step_idx == 0
-    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=5 * size))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=7 * size))
     run.trainer.train()

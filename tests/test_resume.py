@@ -1,0 +1,227 @@
+"""A run that is killed and started again by the same command ends in the bits of one that was not."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from launch.compose import compose
+from launch.train import run
+from tests.readme import ROOT
+
+TRAINING = [
+    "model=tiny", "datasets.everyday.n_examples=20", "n_epochs=2", "model.batch_size=2",
+    "model.gradient_accumulation_steps=2", "model.tokens_per_microbatch=128", "n_eval_examples=6", "eval_every=12",
+    "save_every=8", "log_every=3", "keep_last=2", "keep_best=loss/eval", "lr=1e-3", "scheduler=cosine",
+]  # fmt: skip
+"""Two epochs of five steps of four examples, several passes each; what is due is due at different steps."""
+FAMILIES = {
+    "dpo": ["loss=dpo"],
+    "kto": ["loss=kto"],
+    "sft": ["loss=sft"],
+    "bco": ["loss=bco"],
+    "ppo": ["loss=ppo"],
+    "moving": ["loss=dpo", "loss.sync_reference=true"],
+    "lora": ["loss=kto", "model.lora.rank=4", "model.lora.targets=[q_proj]", "cache_reference=false"],
+}
+"""One loss of each way to keep a state: none, KL rows, a running mean, a value head, other weights, an adapter."""
+VOLATILE = ("seconds", "per_second", "memory")
+
+
+def command(folder: Path, family: str, *more: str) -> list[str]:
+    """The arguments of a run named `run` in a folder."""
+    return [*FAMILIES[family], *TRAINING, f"cache_dir={folder}", "exp_name=run", *more]
+
+
+def train(folder: Path, family: str, *more: str, expect: int = 0, kill: str | None = None) -> str:
+    """Runs it, or lets it signal itself at an event; returns what it printed."""
+    start = [str(ROOT / "train.py")] if kill is None else ["-m", "tests.killing", kill]
+    whole = [sys.executable, *start, *command(folder, family, *more)]
+    done = subprocess.run(whole, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def records(folder: Path) -> list[dict]:
+    """metrics.jsonl without what a clock says."""
+    found = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in record.items() if not any(word in k for word in VOLATILE)} for record in found]
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """Everything that a run leaves: the links, and all tensors of all checkpoints."""
+    folder = folder / "run"
+    links = {name: (folder / name).resolve().name for name in ("LATEST", "BEST")}
+    files = sorted(folder.glob("step-*/*.pt")) + sorted(folder.glob("step-*/*.safetensors"))
+    names = [str(file.relative_to(folder)) for file in files]
+    tensors = {name: flat(read(file)) for name, file in zip(names, files, strict=True)}
+    return {"links": links, "files": tensors}
+
+
+def read(file: Path) -> Any:
+    """A file of tensors."""
+    if file.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(file)
+    found = torch.load(file, weights_only=True)
+    if file.name == "resume.pt":
+        del found["metrics_bytes"], found["config"]  # clocks have more or fewer digits; the folder is another one
+    return found
+
+
+def flat(value: Any) -> Any:
+    """Tensors as bytes, so that == compares bits."""
+    if isinstance(value, torch.Tensor):
+        return value.dtype, tuple(value.shape), value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    if isinstance(value, dict):
+        return {key: flat(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [flat(one) for one in value]
+    return value
+
+
+def assert_same(folder: Path, whole: Path) -> None:
+    """Two folders of runs hold the same to the bit."""
+    assert records(folder) == records(whole)
+    one, other = contents(folder), contents(whole)
+    assert one["links"] == other["links"] and one["files"].keys() == other["files"].keys()
+    assert [name for name in one["files"] if one["files"][name] != other["files"][name]] == []
+
+
+@pytest.mark.parametrize(
+    ("family", "kills"),
+    [
+        ("dpo", ["write:4", "evaluate:9", "gradients:2"]),
+        ("kto", ["reference:3", "rename:9", "log:3"]),
+        ("moving", ["step:4", "remove:1"]),
+    ],
+)
+def test_a_killed_run_ends_in_the_same_bits(family: str, kills: list[str], tmp_path):
+    """Prevents a resume that loses or repeats a step, an average, a record or a reference value: three kills of a run.
+
+    Those of DPO are inside resume.pt, in an evaluation, and in a step after a resume; of KTO inside a record of
+    reference values, before a folder appears, and inside a line of metrics.jsonl.
+    """
+    train(tmp_path / "whole", family)
+    for kill in kills:
+        train(tmp_path / "killed", family, kill=kill, expect=-signal.SIGKILL)
+    printed = train(tmp_path / "killed", family)
+    assert "goes on after" in printed
+    assert_same(tmp_path / "killed", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("name", "event", "code"), [("SIGTERM", "gradients:5", 75), ("SIGINT", "evaluate:8", 130)])
+def test_a_run_that_is_told_to_stop_saves_first(name: str, event: str, code: int, tmp_path):
+    """Prevents the loss of what a cluster's notice of preemption, or a Ctrl-C, leaves time to save."""
+    once = ("save_every=null", "keep_best=null")
+    printed = train(tmp_path / "stopped", "sft", *once, kill=f"{event}:{name}", expect=code)
+    assert f"stopped by {name} after" in printed and "the same command goes on from there" in printed
+    assert len(list((tmp_path / "stopped" / "run").glob("step-*"))) == 1
+    assert "goes on after" in train(tmp_path / "stopped", "sft", *once)
+    train(tmp_path / "whole", "sft", *once)
+    assert records(tmp_path / "stopped") == records(tmp_path / "whole")
+    one, other = (contents(tmp_path / where)["files"]["step-40/resume.pt"] for where in ("stopped", "whole"))
+    assert one == other
+
+
+def here(folder: Path, family: str, *more: str) -> None:
+    """The same run in this process."""
+    run(compose(command(folder, family, "keep_best=null", *more)))
+
+
+def test_what_may_change_and_what_may_not(tmp_path, caplog):
+    """Prevents a run that goes on with another learning rate, and one that a longer training would begin anew."""
+    caplog.set_level("INFO")
+    constant = ["scheduler=constant", "warmup_steps=2"]
+    here(tmp_path, "dpo", *constant, "n_examples=12")
+    longer = [*constant, "n_examples=24", "log_every=1", "eval_every=8"]
+    with pytest.raises(ValueError, match=r"another config \(lr: 0.001 there, 0.1 here\)"):
+        here(tmp_path, "dpo", *longer, "lr=0.1")
+    here(tmp_path, "dpo", *longer)
+    assert "goes on after 12 examples, from step-12" in caplog.text and "n_examples: 12 there, 24 here" in caplog.text
+    assert [r["counters/examples"] for r in records(tmp_path) if r["split"] == "eval"] == [0, 12, 16, 24]
+    here(tmp_path, "dpo", *longer)
+    assert "nothing to do" in caplog.text
+    with pytest.raises(ValueError, match="has seen 24 examples already"):
+        here(tmp_path, "dpo", *longer, "n_examples=8")
+    here(tmp_path / "at once", "dpo", *longer)
+    one, other = (contents(folder)["files"]["step-24/policy.pt"] for folder in (tmp_path, tmp_path / "at once"))
+    assert one["state"] == other["state"], "with a constant rate the longer run is the same one"
+
+
+def test_checkpoints_that_cannot_be_gone_on_from(tmp_path, caplog):
+    """Prevents a run that begins anew over what it cannot read, and a message that does not say what to do."""
+    caplog.set_level("INFO")
+    here(tmp_path, "sft", "keep_last=3")
+    folder, three = tmp_path / "run", "keep_last=3"
+    latest = folder / "step-40" / "resume.pt"
+    (folder / "finished.json").unlink()
+    before = flat(read(latest))
+    latest.write_bytes(latest.read_bytes()[:-5000])
+    with pytest.raises(ValueError, match=r"resume.pt cannot be read.*resume=FOLDER.*resume=never"):
+        here(tmp_path, "sft", three)
+    torch.save({"format": 0}, latest)
+    with pytest.raises(ValueError, match="has format 0"):
+        here(tmp_path, "sft", three)
+    here(tmp_path, "sft", three, f"resume={folder}/step-32")
+    assert "goes on after 32 examples" in caplog.text and "step-40 is removed" in caplog.text
+    assert flat(read(latest)) == before
+    caplog.clear()
+    here(tmp_path, "sft", f"resume={folder}/step-32", "exp_name=fork")
+    assert "goes on after 32 examples" in caplog.text and (folder / "step-40").exists()
+    with pytest.raises(ValueError, match=r"another config .*n_examples: 20 there, 16 here.*model.load_from="):
+        here(tmp_path, "sft", "datasets.everyday.n_examples=16", "exp_name=other", f"resume={folder}/step-32")
+    with pytest.raises(ValueError, match=r"step-99 has no resume.pt"):
+        here(tmp_path, "sft", "exp_name=other", f"resume={folder}/step-99")
+    caplog.clear()
+    here(tmp_path, "sft", "resume=never", "exp_name=fork", "n_epochs=1")
+    assert "goes on" not in caplog.text
+
+
+def test_data_that_changed_are_noticed(tmp_path):
+    """Prevents a run that goes on with other rows under the same file name."""
+    file = tmp_path / "data.jsonl"
+    rows = [{"prompt": f"{n}?", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(20)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    local = ["datasets=[local]", f"datasets.local.path={file}", "n_eval_examples=0", "exp_name=run"]
+    settings = [one for one in TRAINING if "everyday" not in one and "n_eval" not in one and "keep_best" not in one]
+    run(compose(["loss=dpo", *settings, f"cache_dir={tmp_path}", *local, "n_examples=8"]))
+    file.write_text(file.read_text().replace("good 3", "good 4"))
+    with pytest.raises(ValueError, match="was trained on other data"):
+        run(compose(["loss=dpo", *settings, f"cache_dir={tmp_path}", *local, "n_examples=16"]))
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path, monkeypatch):
+    """Prevents a full disk that costs the run: it stops with what to do, and then goes on from the last whole one."""
+    save, calls = torch.save, iter(range(100))
+
+    def full(contents: object, file: Path) -> None:
+        if next(calls) >= 2:  # the first checkpoint has two files
+            raise RuntimeError("PytorchStreamWriter failed writing file data/7: file write failed")
+        save(contents, file)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", full)
+        with pytest.raises(OSError, match=r"step-16 could not be written .* GiB are free there.*same command goes on"):
+            here(tmp_path / "full", "sft")
+    assert (tmp_path / "full" / "run" / "LATEST").resolve().name == "step-8"
+    here(tmp_path / "full", "sft")
+    here(tmp_path / "whole", "sft")
+    assert records(tmp_path / "full") == records(tmp_path / "whole")
+    assert contents(tmp_path / "full") == contents(tmp_path / "whole")
+
+
+def test_without_the_optimizers_state_a_run_is_smaller(tmp_path):
+    """Prevents a key without effect, and a finished run that is trained anew because it cannot be made longer."""
+    here(tmp_path, "sft", "keep_optimizer=false", "n_examples=12")
+    assert not list((tmp_path / "run").glob("*/resume.pt")) and (tmp_path / "run" / "LATEST" / "policy.pt").exists()
+    with pytest.raises(ValueError, match=r"LATEST has no resume.pt, so no run can go on from it"):
+        here(tmp_path, "sft", "keep_optimizer=false", "n_examples=24")

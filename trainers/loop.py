@@ -1,0 +1,177 @@
+"""The one training loop: steps in their order, and when to log, evaluate, save and stop."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from dataloaders.batches import Row
+from models.checkpoints import Checkpoint
+from models.lora import adapter_weights, has_adapter
+from trainers import distributed
+from trainers.metrics import Averages
+from trainers.optimization import optimization
+from trainers.resume import Resume, pack, take_up
+from trainers.signals import Stopped, StopSignals, exit_code
+
+if TYPE_CHECKING:
+    from trainers.basic import BasicTrainer
+
+
+log = logging.getLogger(__name__)
+
+
+class Loop:
+    """A trainer's run through its loader, from the beginning or from a checkpoint.
+
+    Args:
+        resume: the checkpoint to go on from; None begins.
+    """
+
+    def __init__(self, trainer: BasicTrainer, resume: Resume | None = None):
+        self.trainer, self.config, self.resume = trainer, trainer.config, resume
+        self.checkpoints = trainer.checkpoints
+        self.sizes = trainer.train_loader.sizes()
+        if not self.sizes:
+            raise ValueError(
+                f"{type(trainer.train_loader).__name__} gives no optimizer step: raise datasets.NAME.weight or "
+                "n_epochs, or see what its `arrange` and `steps` return."
+            )
+        self._refuse_full_disk()
+        self.data = "" if trainer.folder is None else trainer.train_loader.digest()
+        self.optimizer, self.rate = optimization(self.config, trainer.parameters, len(self.sizes))
+        self.averages = Averages()
+
+    def run(self) -> dict[str, float]:
+        """To the end of the loader; returns the last evaluation's metrics (empty without an evaluation set).
+
+        Raises:
+            Stopped: SIGTERM or Ctrl-C came; what was done is saved.
+        """
+        with StopSignals() as signals:
+            try:
+                metrics = self._run(signals)
+            except Exception:
+                self.checkpoints.join()  # what is being written is not lost
+                raise
+        self.checkpoints.finish()
+        return metrics
+
+    def _run(self, signals: StopSignals) -> dict[str, float]:
+        trainer, sizes, every = self.trainer, self.sizes, self.config.eval_every
+        metrics = self._start()
+        total = trainer.examples + sum(sizes[trainer.step_idx :])
+        progress = tqdm(
+            total=total, initial=trainer.examples, unit="ex", desc="training", disable=distributed.rank() > 0,
+            file=sys.stderr,
+        )  # fmt: skip
+        self._seen, self._tokens, self._since = 0, 0, time.perf_counter()
+        first, steps = trainer.step_idx, trainer.train_loader.after(trainer.step_idx)
+        for number in range(first, len(sizes)):
+            before, last = trainer.examples, number + 1 == len(sizes)
+            with trainer.clock.part("data"):
+                rows = next(steps)
+            self._step(number, rows)
+            progress.update(trainer.examples - before)
+            if (number + 1) % self.config.log_every == 0 or last:
+                self._log(number)
+            pause = time.perf_counter()
+            evaluates = last or trainer.examples // every > before // every
+            if evaluates:
+                metrics = trainer.evaluate_and_log()
+            told = self._told(signals)
+            best = evaluates and self._is_best(metrics)
+            due = self.checkpoints.due(before, trainer.examples, evaluates)
+            if due or best or last or told:
+                self.save(metrics if evaluates else {}, best)
+            if told and not last:
+                self._stop(told)
+            if evaluates:
+                trainer.clock.seconds.clear()
+            self._since += time.perf_counter() - pause  # a step's time is the step's alone
+        progress.close()
+        return metrics
+
+    def _start(self) -> dict[str, float]:
+        """Takes up the checkpoint, or evaluates before the first step."""
+        trainer, metrics = self.trainer, {}
+        if self.resume is not None:
+            take_up(trainer, self.optimizer, self.averages, self.resume, self.data)
+            self._check_length()
+        elif self.config.do_first_eval:
+            metrics = trainer.evaluate_and_log()
+        if self.config.keep_best is not None and (metrics or not trainer.eval_rows):
+            self.checkpoints.best_of(metrics)  # a name that no metric has is an error before the training, not after it
+        return metrics
+
+    def _check_length(self) -> None:
+        """What a run that goes on with another n_epochs or n_examples can know of it."""
+        done, planned = self.trainer.examples, sum(self.sizes[: self.trainer.step_idx])
+        if self.trainer.step_idx > len(self.sizes) or done > sum(self.sizes):
+            raise ValueError(
+                f"the run has seen {done} examples already, and n_epochs and n_examples end it after "
+                f"{sum(self.sizes)}: raise them."
+            )
+        if done < planned and distributed.rank() == 0:
+            log.info("the last step was cut short by n_examples: its other %d rows are not seen", planned - done)
+
+    def _step(self, number: int, rows: Sequence[Row]) -> None:
+        own = rows[distributed.rank() :: distributed.processes()]
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(number)
+        self._norm = self.trainer.step(self.optimizer, own, self.averages)
+        self._seen += self.sizes[number]
+        self._tokens += self.trainer.tokens(rows)
+
+    def _log(self, number: int) -> None:
+        speed = self.trainer.speed(self._seen, self._tokens, time.perf_counter() - self._since)
+        now = {"grad_norm": self._norm, "counters/lr": self.rate(number), **speed}
+        self.trainer.log(self.averages, now, "train")
+        self.averages = Averages()
+        self._seen, self._tokens, self._since = 0, 0, time.perf_counter()
+
+    # Saving and stopping ---------------------------------------------------------------------------------------------
+
+    def save(self, metrics: dict[str, float], best: bool = False) -> None:
+        """Writes a checkpoint of this moment; the first process writes, all of them call it."""
+        trainer = self.trainer
+        if trainer.folder is None:
+            return
+        state = pack(trainer, self.optimizer, self.averages, self.data)
+        if distributed.rank() == 0:
+            checkpoint = Checkpoint(
+                trainer.policy, trainer.tokenizer, trainer.step_idx, metrics | trainer.counters(),
+                loss_state=trainer.state_of_loss(), resume=state, copied=self.config.save_in_background,
+            )  # fmt: skip
+            self.checkpoints.write(checkpoint, trainer.examples, best)
+
+    def _is_best(self, metrics: dict[str, float]) -> bool:
+        try:
+            return self.checkpoints.is_best(metrics, self.trainer.examples)
+        except ValueError:
+            self.save(metrics)  # without do_first_eval a misspelled keep_best may only now be found
+            raise
+
+    def _told(self, signals: StopSignals) -> str | None:
+        """The signal by which any process was told to stop."""
+        return next(filter(None, distributed.gather_objects(signals.name)), None)
+
+    def _stop(self, name: str) -> None:
+        self.checkpoints.wait()
+        distributed.barrier()
+        if distributed.rank() == 0:
+            where = f"after {self.trainer.examples} of {sum(self.sizes)} examples"
+            print(f"stopped by {name} {where}; the same command goes on from there", file=sys.stderr)
+        raise Stopped(exit_code(name))
+
+    def _refuse_full_disk(self) -> None:
+        policy = self.trainer.policy
+        saved = adapter_weights(policy).values() if has_adapter(policy) else policy.parameters()
+        weights = sum(weight.numel() * weight.element_size() for weight in saved)
+        trained = sum(4 * weight.numel() for weight in self.trainer.parameters)
+        self.checkpoints.refuse_full_disk(sum(self.sizes), weights, trained)

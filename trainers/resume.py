@@ -1,0 +1,171 @@
+"""What going on with a training needs beside its weights: packed into a checkpoint's resume.pt, and taken up again.
+
+Everything that the next step depends on is either a function of the config and the step's number (the data's order,
+mismatched responses, the learning rate) or in here. So a run that is taken up computes the bits that it would have
+computed, on the same hardware with the same number of threads.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+
+from models.checkpoints import RESUME, copied, read_loss_state, read_policy, read_safely
+from models.lora import adapter_weights, has_adapter
+from trainers import distributed
+
+if TYPE_CHECKING:
+    from trainers.basic import BasicTrainer
+    from trainers.metrics import Averages
+
+FORMAT = 1
+"""Of resume.pt. A version that reads another one says so here."""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """A checkpoint to go on from.
+
+    Attributes:
+        folder: a step-N, or a link to one.
+        state: the contents of its resume.pt.
+        own: it is one of this run, not of another one.
+    """
+
+    folder: Path
+    state: dict[str, Any]
+    own: bool = True
+
+    @property
+    def examples(self) -> int:
+        """Training examples that were seen."""
+        return self.state["examples"]
+
+
+def find_resume(folder: Path) -> Path | None:
+    """The checkpoint that a run goes on from: LATEST, or where that is none, the newest step-N that can be resumed."""
+    steps = [path for path in folder.glob("step-[0-9]*") if path.name.removeprefix("step-").isdecimal()]
+    steps.sort(key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+    found = (path for path in (folder / "LATEST", *steps) if (path / RESUME).is_file())
+    return next(found, None)
+
+
+def read_resume(folder: Path, own: bool = True) -> Resume:
+    """Reads a checkpoint's resume.pt.
+
+    Raises:
+        ValueError: it is missing, damaged, would execute code or has another format; the message says what to do.
+    """
+    other = (
+        "Go on from another checkpoint with resume=FOLDER, train from the beginning with resume=never, or take over "
+        f"the weights alone in a new run: exp_name=NAME model.load_from={folder}/policy.pt."
+    )
+    if not (folder / RESUME).is_file():
+        raise ValueError(f"{folder} has no {RESUME}, so no run can go on from it. {other}")
+    try:
+        state = read_safely(folder / RESUME)
+    except ValueError as error:
+        raise ValueError(f"{error} {other}") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        found = state.get("format") if isinstance(state, dict) else None
+        raise ValueError(
+            f"{folder / RESUME} has format {found}, and this version of Aureole reads format {FORMAT}. {other}"
+        )
+    return Resume(folder, state, own)
+
+
+def pack(trainer: BasicTrainer, optimizer: torch.optim.Optimizer, averages: Averages, data: str) -> dict[str, Any]:
+    """The contents of resume.pt. All processes call it.
+
+    Args:
+        averages: of the steps since the last record of metrics.
+        data: the digest of the training data.
+    """
+    averages.settle()
+    reference, log = trainer.computer.reference, trainer.metrics_log
+    return {
+        "format": FORMAT,
+        "step_idx": trainer.step_idx,
+        "examples": trainer.examples,
+        "best": trainer.checkpoints.best,
+        "best_examples": trainer.checkpoints.best_examples,
+        "optimizer": optimizer.state_dict(),
+        "averages": averages.state(),
+        "passed": [int(count) for count in trainer.computer.passed],
+        "random": distributed.gather_objects(_random_state(trainer.policy.device)),
+        "reference": None if reference is None else reference.state(),
+        "metrics_bytes": 0 if log is None else log.bytes_on_disk(),
+        "wandb": None if log is None else log.wandb_id,
+        "data": data,
+        "config": OmegaConf.to_yaml(trainer.config, resolve=True),
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+    }
+
+
+def take_up(
+    trainer: BasicTrainer, optimizer: torch.optim.Optimizer, averages: Averages, resume: Resume, data: str
+) -> None:
+    """Puts a trainer back to where it was when the checkpoint was written.
+
+    Raises:
+        ValueError: the weights or the training data are others.
+    """
+    folder, state = resume.folder, resume.state
+    if state["data"] != data:
+        raise ValueError(
+            f"{folder} was trained on other data: the files of the data sets, or what is made of them, have changed "
+            "since. Restore them, or start another run: exp_name=NAME, with model.load_from for the weights."
+        )
+    _load_weights(trainer, folder)
+    trainer.load_state_of_loss(read_loss_state(folder))
+    try:
+        optimizer.load_state_dict(copied(state["optimizer"]))
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{folder / RESUME} holds the optimizer's state of another model ({error}).") from error
+    trainer.step_idx, trainer.examples = state["step_idx"], state["examples"]
+    if resume.own:
+        trainer.checkpoints.go_back(folder, state["examples"], state["best"], state["best_examples"])
+    averages.load_state(state["averages"])
+    trainer.computer.passed[:] = state["passed"]
+    states = state["random"]
+    if len(states) == distributed.processes():
+        _set_random_state(states[distributed.rank()], trainer.policy.device)
+    if trainer.computer.reference is not None and state["reference"] is not None:
+        trainer.computer.reference.load_state(state["reference"])
+
+
+@torch.no_grad()
+def _load_weights(trainer: BasicTrainer, folder: Path) -> None:
+    policy = trainer.policy
+    own = adapter_weights(policy) if has_adapter(policy) else policy.state_dict()
+    state = read_policy(folder / "policy.pt")["state"]
+    if own.keys() != state.keys() or any(own[name].shape != state[name].shape for name in own):
+        raise ValueError(f"{folder / 'policy.pt'} has other weights than this run's model: is it of another run?")
+    for name, weight in own.items():
+        weight.copy_(state[name])
+
+
+def _random_state(device: torch.device) -> dict[str, Any]:
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
+    }
+
+
+def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
