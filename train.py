@@ -8,11 +8,14 @@ from __future__ import annotations
 import sys
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from launch.compose import check_command, compose_job
 from launch.errors import one_line_errors
 from launch.hub import go_offline_when_unreachable
+from launch.multirun import conclude, run_job
 
 
 @hydra.main(version_base=None, config_path="config", config_name="config")
@@ -23,10 +26,14 @@ def main(_: DictConfig) -> None:
         go_offline_when_unreachable(config)
         from launch.train import run
 
-        run(config)
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            run_job(config, run)
+        else:
+            run(config)
 
 
 if __name__ == "__main__":
     with one_line_errors("train.py"):
         sys.argv[1:] = check_command(sys.argv[1:], "train.py")
     main()
+    sys.exit(conclude())

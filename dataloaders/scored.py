@@ -37,24 +37,56 @@ class ScoredDataLoader(DataLoader):
         self._numbers = itertools.count()
         self.compares = compares
         super().__init__(*args, **kwargs)
+        self._spread = 1 + max(row.group for row in self.data)
 
     def rows(self, example: Example, tokens: TokenizedExample) -> Iterator[Row]:
         """The example's responses that have a reward, with their advantage over each other."""
         number = next(self._numbers)
         rewards = rewards_of(example)
         known = [index for index, reward in enumerate(rewards) if reward is not None]
-        values = np.array([rewards[index] for index in known], dtype=np.float64)
+        values = np.array([rewards[index] for index in known], dtype=np.float32)  # as losses get them
         if not known:
             self.skip("neither a score, a label nor a preference", example.rows)
         elif self.compares and np.ptp(values) == 0:
             self.skip("no two responses that are worth different", example.rows)
         else:
+            values = values.astype(np.float64)
             advantages = (values - values.mean()) / (values.std() + STABILIZER)
             for index, advantage in zip(known, advantages, strict=True):
                 yield Row(
                     tokens.prompt, {"target": tokens.responses[index]}, example, example.weights[index],
                     reward=rewards[index], advantage=float(advantage), group=number,
                 )  # fmt: skip
+
+    def _capped(self, groups: list[list[Row]], limit: int | None, number: int) -> tuple[int, list[Row]]:
+        """As of any loader, but never some of a prompt's responses: the best of what is left would not be the best."""
+        if limit is None or sum(map(len, groups)) <= limit:
+            return super()._capped(groups, limit, number)
+        chosen, total = set(), 0
+        for index in np.random.default_rng([self.seed, number]).permutation(len(groups)):
+            if groups[index] and total + len(groups[index]) <= limit:
+                chosen.add(int(index))
+                total += len(groups[index])
+        if not chosen:
+            least = min(len(group) for group in groups if group)
+            raise ValueError(
+                f"n_examples={limit} of a data set is less than the responses to any of its prompts, at least {least}, "
+                "and these stay together: raise it."
+            )
+        return total, [row for index, group in enumerate(groups) if index in chosen for row in group]
+
+    def fixed_rows(self, limit: int | None) -> list[Row]:
+        """As of any loader, but whole prompts."""
+        rows = super().fixed_rows(None)
+        fits = len(rows) if limit is None else min(limit, len(rows))
+        while 0 < fits < len(rows) and rows[fits - 1].group == rows[fits].group:
+            fits -= 1
+        if not fits:
+            raise ValueError(
+                f"n_eval_examples={limit} is less than the responses to the first prompt, and these stay together: "
+                "raise it."
+            )
+        return rows[:fits]
 
     def steps(self, epoch: int) -> list[np.ndarray]:
         """The steps of an epoch: whole prompts, in an order that the seed decides, as often as their data set's weight
@@ -88,7 +120,7 @@ class ScoredDataLoader(DataLoader):
         rows = []
         for index in order[start:stop]:
             row = self.data[index]
-            rows.append(dataclasses.replace(row, group=row.group + seen[index] * len(self.data)))
+            rows.append(dataclasses.replace(row, group=row.group + seen[index] * self._spread))
             seen[index] += 1
         return rows
 

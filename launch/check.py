@@ -121,7 +121,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model.eval_batch_size": (_at_least_one, "at least 1"),
     "log_epsilon_P": (lambda value: value < 0, "below 0"),
     "log_epsilon_R": (_above_zero, "above 0"),
-    "loss.beta": (_above_zero, "above 0"),
+    "loss.beta": (_at_least_zero, "above 0"),
     "loss.losses.*.weight": (_at_least_zero, "at least 0"),
     "loss.tau": (_above_zero, "above 0"),
     "loss.epsilon": (lambda value: 0 <= value < 0.5, "at least 0 and below 0.5"),

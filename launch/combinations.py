@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from dataloaders.resolve import ROOT, did_you_mean, top_level_names
+from launch.check import show
 from launch.resolve import class_roles, find_source, loss_parameters, loss_settings
 from launch.run_folder import run_folder
 from models.optional import need_bitsandbytes
@@ -27,6 +28,7 @@ def check_combinations(config: DictConfig, script: str) -> None:
     """
     _check_bitsandbytes(config, script)
     _check_loss(config.loss)
+    _check_parts(config.loss)
     _check_reference(config)
     if "datasets" not in config or not config.datasets:
         raise ValueError("no data set is selected: choose with datasets=[everyday], say.")
@@ -110,6 +112,8 @@ def _check_loss(loss: DictConfig) -> None:
             f"loss={loss.name}: {loss.trainer} needs loss.{missing[0]}, and config/loss/{loss.name}.yaml does not have "
             "it: add it there, with a comment."
         )
+    if loss.get("beta") == 0 and not str(loss.trainer).endswith("GRPOTrainer"):  # whose beta is the weight of a KL
+        raise ValueError(f"loss.beta=0 must be above 0 for loss={loss.name}.")
     if loss.get("desirable_weight") == loss.get("undesirable_weight") == 0:
         raise ValueError("loss.desirable_weight and loss.undesirable_weight are both 0: nothing would be learned.")
     needed, offered = class_roles(loss.trainer, "trainers"), class_roles(loss.dataloader, "dataloaders")
@@ -125,6 +129,34 @@ def _check_loss(loss: DictConfig) -> None:
             f"loss={loss.name}: {loss.trainer} needs rows with {' and '.join(needed)}, {loss.dataloader} has "
             f"{' and '.join(offered)}: {fix}."
         )
+
+
+def _check_parts(loss: DictConfig) -> None:
+    """A mixture's parts are losses with all their keys, and some of them count."""
+    if "losses" not in loss:
+        return
+    parts, keys = loss.losses, ("trainer", "weight")
+    if not isinstance(parts, DictConfig) or not parts:
+        raise ValueError(
+            f"loss={loss.name}: loss.losses names the parts of the mixture, each a section with its trainer, its "
+            f"weight and the keys of its loss (see config/loss/mpo.yaml); it is {show(parts)}."
+        )
+    for name, part in parts.items():
+        key = f"loss.losses.{name}"
+        missing = list(keys) if not isinstance(part, DictConfig) else [one for one in keys if part.get(one) is None]
+        if missing:
+            raise ValueError(f"{key} needs a {' and a '.join(missing)}: see config/loss/mpo.yaml.")
+        _found(f"{key}.trainer", part.trainer, "trainers")
+        missing = [setting for setting in loss_settings(part.trainer) or () if part.get(setting) is None]
+        if missing:
+            raise ValueError(f"{key}: {part.trainer} needs {key}.{missing[0]}: add it to that section of the YAML.")
+        if "beta" in part and not part.beta > 0:
+            raise ValueError(f"{key}.beta={part.beta} must be above 0.")
+        references = [one for one in loss_parameters(part.trainer) or () if one.startswith("reference_")]
+        if references and not loss.use_reference_model:
+            raise ValueError(f"{key}: {part.trainer}.loss takes {references[0]}: set loss.use_reference_model=true.")
+    if not any(part.weight for part in parts.values()):
+        raise ValueError(f"loss={loss.name}: the weights of all parts are 0: nothing would be learned.")
 
 
 def _check_reference(config: DictConfig) -> None:

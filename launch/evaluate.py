@@ -21,11 +21,14 @@ from dataloaders.conditional import control_ids
 from dataloaders.examples import Example
 from dataloaders.tokenization import ExampleTokenizer
 from launch import build
+from models.checkpoints import RESUME, read_safely
 from models.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from trainers.basic import BasicTrainer
 
 log = logging.getLogger(__name__)
 
@@ -281,6 +284,7 @@ def evaluate(config: DictConfig, folder: Path, saved: str | None) -> dict[str, f
     trainer = kind(config, tokenizer, policy, build.build_reference(config, device), None, rows, None)
     if saved is not None:
         trainer.load_state_of_loss(read_loss_state(saved))
+        _take_last_reference(config, trainer, Path(saved))
     metrics = {name: round(value, 6) for name, value in sorted(trainer.evaluate().items())}
     if distributed.rank() == 0:
         report = {
@@ -296,3 +300,17 @@ def evaluate(config: DictConfig, folder: Path, saved: str | None) -> dict[str, f
         except OSError as error:
             log.warning("these metrics are not kept in %s: %s", folder, error)
     return metrics
+
+
+def _take_last_reference(config: DictConfig, trainer: BasicTrainer, saved: Path) -> None:
+    """Where the reference followed the policy: the reference of the checkpoint, by which the run measured itself."""
+    if not (config.humanline or config.loss.get("sync_reference", False)):
+        return
+    file = saved.with_name(RESUME)
+    if file.is_file():
+        trainer.computer.reference.load_state(read_safely(file)["reference"])
+    else:
+        log.warning(
+            "the reference followed the policy, and %s, which had its last weights, is gone (keep_optimizer=false, or "
+            "an earlier checkpoint): these metrics compare with the weights that the run started from", file,
+        )  # fmt: skip

@@ -33,10 +33,7 @@ def refuse_undeclared_coupling(
     for lead in (1.0, -1.0):
         beside = _beside(naming, logps, lead)
         whole = LossOutput.of(trainer.loss(**naming.tensors(rows, beside))).losses
-        for first in (0, 1):
-            half = sorted(index for group in trainer.loss_groups(rows) for index in group[first::2])
-            if not half:
-                continue
+        for half in _parts(trainer.loss_groups(rows)):
             part = {k: [v[i] for i in half] if k[1] in naming.trained_roles else v for k, v in beside.items()}
             losses = LossOutput.of(trainer.loss(**naming.tensors([rows[index] for index in half], part))).losses
             wanted = whole[torch.tensor([index in half for index in owners], device=whole.device)]
@@ -50,6 +47,17 @@ def refuse_undeclared_coupling(
                     "`couples_examples = True` in the class, and the result no longer depends on micro-batches and "
                     "processes."
                 )
+
+
+def _parts(groups: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Some of the rows: two halves, and half of one class with all of the others, so that no ratio of counts stays."""
+    parts = [[index for group in groups for index in group[first::2]] for first in (0, 1)]
+    if len(groups) > 1:
+        halved = max(range(len(groups)), key=lambda number: len(groups[number]))
+        parts.append(
+            [index for number, group in enumerate(groups) for index in (group[::2] if number == halved else group)]
+        )
+    return [sorted(part) for part in parts if part]
 
 
 def _beside(naming: Naming, logps: Logps, lead: float) -> Logps:

@@ -39,8 +39,8 @@ class Loop:
         self.sizes = trainer.train_loader.sizes()
         if not self.sizes:
             raise ValueError(
-                f"{type(trainer.train_loader).__name__} gives no optimizer step: raise datasets.NAME.weight or "
-                "n_epochs, or see what its `arrange` and `steps` return."
+                f"{type(trainer.train_loader).__name__} gives no optimizer step: raise n_examples, "
+                "datasets.NAME.weight or n_epochs, or see what its `arrange` and `steps` return."
             )
         self._refuse_full_disk()
         self.data = "" if trainer.folder is None else trainer.train_loader.digest()

@@ -207,7 +207,13 @@ class StepComputer:
         return any(need.kind == "token_logps" for need in self.trainer.needs)
 
     def _loss(self, tensors: Tensors, weights: torch.Tensor) -> LossOutput:
+        before = self._state_versions()
         output = LossOutput.of(self.trainer.loss(**tensors))
+        if self._state_versions() != before:
+            raise ValueError(
+                f"{type(self.trainer).__name__}.loss changes self.loss_state, and it is called for evaluations and "
+                "parts of steps too: read the state in `loss`, and change it in `remember`, once a step."
+            )
         if torch.is_grad_enabled() and len(weights) and not output.losses.requires_grad:
             raise ValueError(
                 f"{type(self.trainer).__name__}.loss returned losses without a gradient: it must be made of the "
@@ -220,6 +226,10 @@ class StepComputer:
                 "never reduce: the loop does."
             )
         return output
+
+    def _state_versions(self) -> dict[str, tuple[int, int]]:
+        """What tells whether the state of the loss was changed or replaced."""
+        return {name: (id(value), getattr(value, "_version", 0)) for name, value in self.trainer.loss_state.items()}
 
     def _result(self, rows: Sequence[Row], logps: Logps) -> StepResult:
         tensors, weights = self._naming.tensors(rows, logps), self._weights(rows, logps)

@@ -86,6 +86,37 @@ def test_n_examples_cuts_no_prompt():
         assert [len(step) for step in made] == sizes
 
 
+def test_no_cap_cuts_a_prompt():
+    """Prevents that the worst response is imitated because the better ones were left out by n_examples of a data set or
+    by n_eval_examples."""
+    data = scored(*([1.0, 2.0, 3.0] for _ in range(4)), [1.0, 2.0, 3.0, 4.0, 5.0])
+    for limit, rows in ((12, {11, 12}), (4, {3}), (100, {17})):
+        made = ScoredDataLoader([Source(data, n_examples=limit)], tiny.tokenize())
+        assert len(made.data) in rows and made.account["scored"]["examples"] == len(made.data)
+        assert all(sum(row.reward == 3 for row in made.data if row.group == one.group) == 1 for one in made.data)
+    with pytest.raises(ValueError, match="n_examples=2 of a data set is less than the responses"):
+        ScoredDataLoader([Source(data, n_examples=2)], tiny.tokenize())
+    made = loader(data)
+    assert [len(made.fixed_rows(limit)) for limit in (3, 4, 6, 11, 16, None)] == [3, 3, 6, 9, 12, 17]
+    with pytest.raises(ValueError, match="n_eval_examples=2 is less"):
+        made.fixed_rows(2)
+
+
+def test_a_second_pass_over_a_prompt_is_no_other_prompt():
+    """Prevents responses to two prompts that are ranked against each other, where prompts before them were left out."""
+    data = scored([1.0, 1.0], [2.0, 2.0], [3.0, 3.0], [1.0, 2.0], [1.0, 2.0])
+    made = ScoredDataLoader([Source(data, 3.0)], tiny.tokenize(), shuffle=False, batch_size=100)
+    (rows,) = made.epoch(0)
+    prompts = {row.group: row.prompt.tobytes() for row in rows}
+    assert len(prompts) == 6 and all(prompts[row.group] == row.prompt.tobytes() for row in rows)
+
+
+def test_scores_that_float32_cannot_tell_apart_are_equal():
+    """Prevents a best response that is none, in the precision that losses compute in."""
+    made = loader(scored([16777216.0, 16777217.0], [1.0, 2.0]))
+    assert [row.reward for row in made.data] == [1, 2]
+
+
 def test_rewards_without_scores():
     """Prevents a reward for what nobody judged, and a middle response that is worth as much as the best."""
     chain = Example("p", ["best", "middle", "worst", "unknown"], pairs=[(0, 1), (1, 2)])

@@ -73,6 +73,14 @@ MISTAKES = {
     "model.max_prompt_length=1024": r"leaves no token for a response in model\.max_length=1024",
     "loss.beta=-1": r"above 0",
     "loss.desirable_weight=-1": r"at least 0",
+    "loss=dpo loss.beta=0": r"loss\.beta=0 must be above 0 for loss=dpo",
+    "loss=mpo loss.losses.preference.trainer=IPOTrainer": r"IPOTrainer needs loss\.losses\.preference\.tau",
+    "loss=mpo loss.losses.preference.trainer=DPOTraner": r"losses\.preference\.trainer=DPOTraner.*'DPOTrainer'",
+    "loss=mpo loss.losses.preference.beta=0": r"losses\.preference\.beta=0.* must be above 0",
+    "loss=mpo loss.losses.preference.weight=0 loss.losses.quality.weight=0 loss.losses.generation.weight=0": (
+        r"the weights of all parts are 0"
+    ),
+    "loss=mpo loss.use_reference_model=false": r"takes reference_\w+: set loss\.use_reference_model=true",
     "datasets.everyday.weight=0": r"above 0",
     "datasets.everyday.test_fraction=1.0": r"below 1",
     "optimizer=adam": r"must be one of AdamW, .* \(did you mean 'Adam'\?\)",

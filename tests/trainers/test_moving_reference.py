@@ -4,6 +4,10 @@ import pytest
 import torch
 
 from dataloaders.paired import PairedPreferenceDataLoader
+from launch.compose import compose
+from launch.evaluate import run as evaluate
+from launch.saved_config import compose_for_eval
+from launch.train import run as train
 from models.logprobs import plain_attention
 from models.reference import Reference
 from models.reference_cache import ReferenceCache
@@ -93,3 +97,15 @@ def test_a_reference_that_stays_does_not_move():
     reference = trainer.computer.reference.model
     assert torch.equal(weights(reference), weights(tiny.tiny_model(seed=0)))
     assert not torch.equal(weights(reference), weights(trainer.policy))
+
+
+def test_mode_eval_compares_with_the_reference_that_the_run_ended_with(tmp_path, caplog):
+    """Prevents a reward margin by the weights of the start where the run measured itself by later ones."""
+    settings = ["model=tiny", "n_examples=16", "n_eval_examples=6", "model.batch_size=4", "lr=1e-2"]
+    config = compose(["loss=dpo", "loss.sync_reference=true", *settings, f"cache_dir={tmp_path}", "exp_name=run"])
+    trained = train(config)
+    config, folder = compose_for_eval([f"--config-path={tmp_path / 'run'}", "++mode=eval"])
+    assert evaluate(config, folder)["loss/eval"] == pytest.approx(trained["loss/eval"], abs=2e-6)
+    (folder / "LATEST" / "resume.pt").unlink()
+    assert evaluate(config, folder)["loss/eval"] != pytest.approx(trained["loss/eval"], rel=1e-3)
+    assert "compare with the weights that the run started from" in caplog.text

@@ -18,6 +18,7 @@ from tests.trainers.steps import rows_of
 from trainers.metrics import Averages
 from trainers.paired import DPOTrainer, PairedPreferenceTrainer
 from trainers.sft import SFTTrainer
+from trainers.unpaired import UnpairedPreferenceTrainer
 
 
 @pytest.mark.parametrize("reference_seed", [0, 1])
@@ -40,6 +41,45 @@ def test_an_undeclared_coupling_is_refused_in_any_order_of_labels(labels: str, r
     trainer = tiny.trainer(UndeclaredSimpleKTOTrainer, "kto", reference_seed=reference_seed)
     with pytest.raises(ValueError, match=r"couples_examples = True"):
         trainer.computer.gradients(rows)
+
+
+class ByCounts(UnpairedPreferenceTrainer):
+    """A loss that weighs desirable responses by how many others there are for each."""
+
+    def loss(self, policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps):
+        """See the class."""
+        more = len(policy_rejected_logps) / max(1, len(policy_chosen_logps))
+        chosen = (reference_chosen_logps - policy_chosen_logps) * more
+        return torch.cat([chosen, policy_rejected_logps - reference_rejected_logps])
+
+
+@pytest.mark.parametrize("labels", ["TFTF", "TTFF", "TTFFTFTF", "TTTF"])
+def test_an_undeclared_coupling_by_counts_is_refused(labels: str):
+    """Prevents a look at parts in which each class has the same share as in the whole."""
+    made = tiny.loader(UnpairedPreferenceDataLoader, len(labels), batch_size=100)
+    rows = [replace(row, desirable=one == "T") for row, one in zip(next(made.epoch(0)), labels, strict=False)]
+    trainer = tiny.trainer(ByCounts, "kto")
+    with pytest.raises(ValueError, match=r"couples_examples = True"):
+        trainer.computer.gradients(rows)
+
+
+class RemembersInItsLoss(PairedPreferenceTrainer):
+    """A loss that changes its state wherever it is called."""
+
+    couples_examples = True
+
+    def loss(self, policy_chosen_logps, policy_rejected_logps):
+        """See the class."""
+        margins = policy_chosen_logps - policy_rejected_logps
+        self.loss_state["mean"] = margins.detach().mean()
+        return self.loss_state["mean"] - margins
+
+
+def test_a_state_that_a_loss_changes_is_refused():
+    """Prevents an evaluation that changes the training."""
+    trainer = tiny.trainer(RemembersInItsLoss, "dpo")
+    with pytest.raises(ValueError, match=r"changes self.loss_state.*in `remember`"):
+        trainer.computer.evaluate(rows_of("dpo"))
 
 
 class MeanMargin(PairedPreferenceTrainer):
