@@ -1,56 +1,70 @@
-"""Random kills: a run that is killed at any moment and started again ends as if nothing had happened.
+"""Twenty kills of a run of each kind of state, by SIGKILL, and each time it is started again: `make soak`.
 
-`make soak` runs it. There is no resumption from the middle yet: a killed run starts again, and that must be clean.
+Half of them come at moments of the clock, spread over the time after start-up; the others at events, inside the writing
+of a checkpoint, in evaluations, at epoch boundaries, in lines of metrics and records of reference values among them.
 """
 
 from __future__ import annotations
 
-import json
 import random
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.readme import ROOT
+from tests.test_resume import FAMILIES, assert_same, command, train
 
 KILLS = 20
-VOLATILE = ("seconds", "per_second", "memory")
+EVENTS = ("step", "gradients", "evaluate", "write", "rename", "link", "remove", "log", "reference", "flush")
 
 
-def command(folder: Path, loss: str) -> list[str]:
-    settings = ["model=tiny", "n_examples=96", "n_eval_examples=16", "eval_every=16", "intermediate_checkpoints=true"]
-    return [sys.executable, str(ROOT / "train.py"), f"loss={loss}", *settings, f"cache_dir={folder}", "exp_name=run"]
+def timed(folder: Path, family: str) -> tuple[float, float]:
+    """Seconds of a whole run until its first line of metrics, and until its end."""
+    start = time.monotonic()
+    whole = [sys.executable, str(ROOT / "train.py"), *command(folder, family)]
+    process = subprocess.Popen(whole, cwd=ROOT, stderr=subprocess.PIPE)
+    metrics, begun = folder / "run" / "metrics.jsonl", None
+    while process.poll() is None:
+        if begun is None and metrics.is_file() and metrics.stat().st_size:
+            begun = time.monotonic() - start
+        time.sleep(0.02)
+    assert process.wait() == 0 and begun is not None
+    return begun, time.monotonic() - start
 
 
-def records(folder: Path) -> list[dict]:
-    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
-    found = [json.loads(line) for line in lines]
-    return [{k: v for k, v in record.items() if not any(word in k for word in VOLATILE)} for record in found]
+def killed_by_clock(folder: Path, family: str, seconds: float) -> None:
+    """Starts a run and kills it after so many seconds."""
+    whole = [sys.executable, str(ROOT / "train.py"), *command(folder, family)]
+    try:
+        subprocess.run(whole, cwd=ROOT, capture_output=True, timeout=seconds)  # kills by SIGKILL
+    except subprocess.TimeoutExpired:
+        return
+
+
+def killed_at_event(folder: Path, family: str, event: str, count: int) -> None:
+    """Starts a run that kills itself at the event, if it comes to it."""
+    whole = [sys.executable, "-m", "tests.killing", f"{event}:{count}", *command(folder, family)]
+    subprocess.run(whole, cwd=ROOT, capture_output=True)
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("loss", ["dpo", "kto"])
-def test_killed_and_started_again(loss, tmp_path):
-    """Prevents a half-written folder that a later start trips over or takes for finished."""
-    start = time.monotonic()
-    subprocess.run(command(tmp_path / "whole", loss), check=True, capture_output=True)
-    duration = time.monotonic() - start
-    chance = random.Random(loss)
-    for _ in range(KILLS):
-        process = subprocess.Popen(command(tmp_path / "killed", loss), stderr=subprocess.DEVNULL)
-        try:
-            process.wait(chance.uniform(0.3, 1.0) * duration)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-    subprocess.run(command(tmp_path / "killed", loss), check=True, capture_output=True)
-    whole, killed = (
-        torch.load(tmp_path / name / "run" / "LATEST" / "policy.pt", weights_only=True) for name in ("whole", "killed")
-    )
-    assert all(torch.equal(whole["state"][key], killed["state"][key]) for key in whole["state"])
-    assert records(tmp_path / "whole") == records(tmp_path / "killed")
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_killed_and_started_again(family: str, tmp_path):
+    """Prevents a moment at which a kill changes what a run ends in, or leaves what a later start trips over."""
+    begun, whole = timed(tmp_path / "whole", family)
+    chance, runs = random.Random(family), 0
+    for number in range(KILLS):
+        folder = tmp_path / f"killed-{runs}"
+        if number % 2:
+            killed_at_event(folder, family, EVENTS[number // 2 % len(EVENTS)], chance.randint(1, 5))
+        else:
+            killed_by_clock(folder, family, begun + (whole - begun) * (number + 1) / KILLS)
+        if (folder / "run" / "finished.json").exists():
+            runs += 1
+    for number in range(runs + 1):
+        train(tmp_path / f"killed-{number}", family)
+        assert_same(tmp_path / f"killed-{number}", tmp_path / "whole")
