@@ -23,6 +23,7 @@ from dataloaders.tokenization import ExampleTokenizer
 from launch import build
 from models.checkpoints import RESUME, read_safely
 from models.memory import keep_freed_memory
+from trainers.distributed import gather_objects, processes, rank, start
 
 if TYPE_CHECKING:
     import torch
@@ -87,6 +88,7 @@ def sample(config: DictConfig, saved: str | None) -> Path:
     path = Path(config.samples_dir) / f"{config.exp_name}.json"
     check_writable(path)
     device = build.build_device(config.device)
+    start(device)
     policy = build.build_saved(config, device, saved)
     responses = respond(config, policy, example_tokenizer, prompts, "policy")
     for entry, (text, reason, _) in zip(samples, responses, strict=True):
@@ -103,6 +105,8 @@ def sample(config: DictConfig, saved: str | None) -> Path:
             entry |= {"reference": text, "reference_finish_reason": reason}
             entry |= {"policy_logp": logps[0][number], "policy_reference_logp": logps[1][number]}
             entry |= {"policy_tokens": len(ids[number])}
+    if rank() > 0:
+        return path
     write_samples(path, config, samples)
     cut = sum(entry["finish_reason"] == "length" for entry in samples)
     log.info("%d samples, %d of them cut off at the length limit: %s", len(samples), cut, path)
@@ -152,7 +156,7 @@ def respond(
         batch_size=config.model.eval_batch_size,
         seed=config.seed,
     )
-    completions = generator.generate(prompts, f"sampling the {name}")
+    completions = _of_all(generator.generate(prompts, f"sampling the {name}", rank(), processes()))
     texts = tokenizer.batch_decode([c.ids for c in completions], skip_special_tokens=True)
     # The token that ended a response is part of what the model chose to say.
     ids = [c.ids if c.end is None else np.append(c.ids, c.end) for c in completions]
@@ -175,14 +179,15 @@ def sequence_logps(
 
     from models.logprobs import ScoredSequence, token_logps
 
-    values = [0.0] * len(prompts)
+    values: list[float | None] = [None if len(response) else 0.0 for response in responses]
     order = [
         index
         for index in np.argsort([len(p) + len(r) for p, r in zip(prompts, responses, strict=True)])
         if len(responses[index])
     ]
+    starts = range(0, len(order), 8)[rank() :: processes()]
     with torch.no_grad():
-        for start in tqdm(range(0, len(order), 8), desc=description, unit="batch", file=sys.stderr):
+        for start in tqdm(starts, desc=description, unit="batch", file=sys.stderr, disable=rank() > 0):
             batch = order[start : start + 8]
             sequences = [
                 ScoredSequence(prompts[index], responses[index], np.ones(len(responses[index]), dtype=bool))
@@ -190,7 +195,12 @@ def sequence_logps(
             ]
             for index, logps in zip(batch, token_logps(model, sequences), strict=True):
                 values[index] = round(float(logps.sum()), 4)
-    return values
+    return _of_all(values)
+
+
+def _of_all(values: list[Any]) -> list[Any]:
+    """A list in which each process knows some values, and None for the others, as all of them know it together."""
+    return [next((one for one in some if one is not None), None) for some in zip(*gather_objects(values), strict=True)]
 
 
 def describe(example: Example) -> dict[str, Any]:
@@ -269,12 +279,11 @@ def evaluate(config: DictConfig, folder: Path, saved: str | None) -> dict[str, f
     """The loss and metrics of the run's trainer on `split`; printed, and kept as eval-{split}.json beside the run."""
     from launch.train import check_vocabulary, check_weights, trainer_class
     from models.checkpoints import read_loss_state
-    from trainers import distributed
 
     kind = trainer_class(config)
     device: torch.device = build.build_device(config.device)
     build.settle_dtypes(config, device)
-    distributed.start(device)
+    start(device)
     tokenizer: PreTrainedTokenizerBase = build.build_tokenizer(config, saved)
     loader = build.build_loader(config, build.build_example_tokenizer(config, tokenizer), config.split)
     policy = build.build_saved(config, device, saved)
@@ -286,7 +295,7 @@ def evaluate(config: DictConfig, folder: Path, saved: str | None) -> dict[str, f
         trainer.load_state_of_loss(read_loss_state(saved))
         _take_last_reference(config, trainer, Path(saved))
     metrics = {name: round(value, 6) for name, value in sorted(trainer.evaluate().items())}
-    if distributed.rank() == 0:
+    if rank() == 0:
         report = {
             "split": config.split,
             "examples": len(rows),

@@ -128,14 +128,23 @@ class HFGenerator:
         return left if self.max_new_tokens is None else min(left, self.max_new_tokens)
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[np.ndarray], description: str = "sampling") -> list[Completion]:
-        """One completion for each prompt (P,), in the order given; the same prompts and seed give the same ones."""
+    def generate(
+        self, prompts: Sequence[np.ndarray], description: str = "sampling", part: int = 0, parts: int = 1
+    ) -> list[Completion | None]:
+        """One completion for each prompt (P,), in the order given; the same prompts and seed give the same ones.
+
+        Args:
+            part, parts: of so many processes this one generates every so-manieth batch; the completions of the others
+                are None. Whoever generates a batch, it gets the same random numbers.
+        """
         self.model.eval()
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # like lengths: little padding
         completions: dict[int, Completion] = {}
         with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_available() else []):
-            progress = tqdm(total=len(prompts), desc=description, unit="prompt", file=sys.stderr)
-            for start in range(0, len(order), self.batch_size):
+            starts = range(0, len(order), self.batch_size)[part::parts]
+            total = sum(min(self.batch_size, len(order) - start) for start in starts)
+            progress = tqdm(total=total, desc=description, unit="prompt", file=sys.stderr, disable=part > 0)
+            for start in starts:
                 batch = order[start : start + self.batch_size]
                 torch.manual_seed(self.seed + start)
                 ended = _Ended(self.stop_ids, progress)
@@ -143,7 +152,7 @@ class HFGenerator:
                     completions[index] = self._finish(ids, self.room(prompts[index]))
                 progress.update(len(batch) - ended.count)
             progress.close()
-        return [completions[index] for index in range(len(prompts))]
+        return [completions.get(index) for index in range(len(prompts))]
 
     def _batch(self, prompts: Sequence[np.ndarray], ended: _Ended) -> np.ndarray:
         width = max(map(len, prompts))

@@ -101,3 +101,14 @@ def test_dropout_is_off_while_sampling():
     completions = generator(model, temperature=0, stop_ids={-1}).generate(PROMPTS[:1])
     assert not model.training
     assert completions[0].ids.tolist() == plain_greedy(model, PROMPTS[0], 8)
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_processes_share_the_batches(parts: int):
+    """Prevents samples that depend on the number of processes: each takes some batches, with the same random numbers."""
+    made = generator(tiny.tiny_model(), temperature=1.0, seed=3, batch_size=2)
+    whole = made.generate(PROMPTS)
+    shares = [made.generate(PROMPTS, part=part, parts=parts) for part in range(parts)]
+    for index, completion in enumerate(whole):
+        (found,) = [share[index] for share in shares if share[index] is not None]
+        assert found.ids.tolist() == completion.ids.tolist()
