@@ -10,15 +10,17 @@ import os
 import sys
 from contextlib import closing
 
+from reports.methods import methods_of
 from reports.ranking import Judged, format_ranking, rank
 from reports.ranking_plots import draw_ranking
 from reports.win_rates import format_row, format_table, prompt_scores, result_line, summarize, write_csv
 from scorers.command_line import check_different, parse_arguments
+from scorers.comparable import Keys, read_comparable
 from scorers.judge import Judge, JudgedSamples, JudgeStopped, find_endpoint, judge_samples
 from scorers.judgments import JudgmentCache, append_line, check_appendable, check_results_file
 from scorers.printable import printable
 from scorers.rules import judge_by_rule, load_rule
-from scorers.samples import Samples, choose_prompts, read_samples, with_baseline, without_secrets, word_lengths
+from scorers.samples import Samples, without_secrets, word_lengths
 
 
 def run(options: argparse.Namespace) -> int:
@@ -28,13 +30,17 @@ def run(options: argparse.Namespace) -> int:
     written = {"-r": options.results_file, "--cache": options.cache, "-csv": options.save_csv, "--plot": options.plot}
     check_different(files | written)
     check_different({"-bf": options.baseline_file, **written})
-    read, keys = read_all(options)  # all of them, before one is judged
+    keys = options.candidate_key, options.baseline_key, options.history_key
+    read, keys = read_comparable(options.file, keys, options.baseline_file, options.max_comp, options.seed)
+    if len(read) > 1:
+        methods_of([samples.config for samples in read], options.file)  # refuses what cannot be ranked
     for path in filter(None, (options.results_file, options.save_csv, options.plot)):
         check_appendable(path)
     check_results_file(options.results_file)
     done = [compare(samples, options, endpoint, keys) for samples in read]
     if len(done) > 1:
-        places, prompts = rank([judged for judged, _ in done])
+        judged = zip(options.file, read, done, strict=True)
+        places, prompts = rank([Judged(file, samples.config, scores) for file, samples, (scores, _) in judged])
         print("", printable(format_ranking(places, prompts)), sep="\n")
         if options.plot:
             draw_ranking(places, prompts, keys[1], options.plot)
@@ -42,24 +48,11 @@ def run(options: argparse.Namespace) -> int:
     return max(code for _, code in done)
 
 
-def read_all(options: argparse.Namespace) -> tuple[list[Samples], tuple[str, str, str]]:
-    """The samples of all files, and the keys of candidate, baseline and prompt in them."""
-    candidate, key, history = options.candidate_key, options.baseline_key, options.history_key
-    if options.baseline_file is None:
-        return [read_samples(file, (candidate, key), history) for file in options.file], (candidate, key, history)
-    baseline = read_samples(options.baseline_file, (key,), history)
-    read = [
-        with_baseline(read_samples(file, (candidate,), history), file, baseline, key, history) for file in options.file
-    ]
-    return [samples for samples, _ in read], (candidate, read[0][1], history)
-
-
 def compare(
-    samples: Samples, options: argparse.Namespace, endpoint: object, keys: tuple[str, str, str]
-) -> tuple[Judged, int]:
+    samples: Samples, options: argparse.Namespace, endpoint: object, keys: Keys
+) -> tuple[dict[str, float], int]:
     """Judges one file, writes its line and prints it; returns its prompts' scores and the exit code."""
-    candidate, baseline, history = keys
-    rows = choose_prompts(samples.rows, history, options.max_comp, options.seed)
+    (candidate, baseline, history), rows = keys, samples.rows
     if endpoint is None:
         rule = load_rule(options.offline)
         judged = JudgedSamples(judge_by_rule(rows, rule, *keys))
@@ -87,7 +80,7 @@ def compare(
         print(*map(printable, map(format_row, judged.rows)), sep="\n")
     print(*map(printable, (format_table(line), *judged.notes())), sep="\n")
     failed = line["rows_failed"] > options.max_failures * line["rows"]
-    return Judged(samples.exp_name, samples.config, prompt_scores(judged.rows)), int(failed)
+    return prompt_scores(judged.rows), int(failed)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -34,6 +35,7 @@ def paired_difference(both: int, only_first: int, only_second: int, neither: int
     return max(-1.0, low), min(1.0, high)
 
 
+@functools.cache
 def t_quantile(probability: float, freedom: int) -> float:
     """Quantile of Student's t for `probability` > 0.5, by Simpson's rule and bisection, to about 1e-6."""
     log_scale = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - 0.5 * math.log(freedom * math.pi)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from reports.curves import points
 from reports.inputs import Run, read_run
-from reports.ranking import Place, flatten, labels, settings_of
+from reports.methods import flatten, labels, settings_of
+from reports.ranking import Place
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, Protocol
 
+from reports.methods import one_line
+
 _SCORES = {"candidate": 1.0, "tie": 0.5, "baseline": 0.0}
 _BOUNDS_FROM = 0.01  # fraction of prompts without a score from which the best and worst case are printed
 
@@ -196,7 +198,7 @@ def format_table(line: dict[str, Any]) -> str:
         ("failed", line["failed"]),
     ]
     width = max(len(name) for name, _ in [*counts, ("95 % interval", 0), ("mean words", 0)]) + 2
-    table = [head, *(f"  {name:<{width}}{count:>6}" for name, count in counts)]
+    table = [one_line(head), *(f"  {name:<{width}}{count:>6}" for name, count in counts)]
 
     def add(name: str, words: str) -> None:
         table.append(f"  {name:<{width}}{words}")

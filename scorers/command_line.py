@@ -67,7 +67,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         default=0.0,
         help="seconds between the starts of requests (0)",
     )
-    add("-mc", "--max_comp", type=number(int, 1, null=True), help="a seeded choice of at most N prompts (null: all)")
+    add(
+        "-mc",
+        "--max_comp",
+        type=number(int, 1, null=True),
+        help="a seeded choice of at most N prompts, the same of all files (null: all)",
+    )
     add("-v", "--verbose", type=boolean, nargs="?", const=True, default=False, help="print the verdicts on every row")
     add("-r", "--results_file", default="results.jsonl", help="one line is appended to it (results.jsonl)")
     add("-l", "--labels", default="12", help="the two characters by which the judge calls the responses (12)")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
+import hashlib
 import json
-import random
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,30 +71,6 @@ def read_samples(path: str, response_keys: tuple[str, ...], history_key: str) ->
     for index, row in enumerate(rows):
         _check_types(path, index, row, response_keys, history_key)
     return Samples(str(config.get("exp_name") or Path(path).stem), config, rows)
-
-
-def with_baseline(samples: Samples, path: str, baseline: Samples, key: str, history_key: str) -> tuple[Samples, str]:
-    """Samples with the responses that another file has to their prompts, and the key that these have here.
-
-    Args:
-        path: of the samples, for messages.
-        baseline: what has the other responses, under `key`; its first one to each prompt is taken.
-
-    Raises:
-        ValueError: when it lacks a prompt.
-    """
-    name = f"{baseline.exp_name}.{key}"
-    responses: dict[str, str] = {}
-    for row in baseline.rows:
-        responses.setdefault(prompt_text(row[history_key]), row[key])
-    lacking = [row for row in samples.rows if prompt_text(row[history_key]) not in responses]
-    if lacking:
-        raise ValueError(
-            f"{len(lacking)} of the {len(samples.rows)} samples of {path} have a prompt to which the baseline file "
-            f"({baseline.exp_name}) has no response: sample both for the same prompts (++n_samples=null takes all)"
-        )
-    rows = [{**row, name: responses[prompt_text(row[history_key])]} for row in samples.rows]
-    return dataclasses.replace(samples, rows=rows), name
 
 
 def _parse(path: str) -> Any:
@@ -168,17 +143,26 @@ def prompt_text(prompt: str | list[dict[str, Any]]) -> str:
     return "\n\n".join(f"{turn.get('role', 'user')}: {turn['content']}" for turn in prompt)
 
 
-def choose_prompts(rows: list[Sample], history_key: str, maximum: int | None, seed: int) -> list[Sample]:
+def choose_prompts(
+    rows: list[Sample], history_key: str, maximum: int | None, seed: int, shared: Collection[str] | None = None
+) -> list[Sample]:
     """All rows of at most `maximum` prompts, in the file's order.
 
-    The choice depends on the seed alone, and a smaller one is part of every larger one, so that judgments which
-    were paid for with a small `maximum` serve a larger one.
+    The choice depends on the seed and the prompts alone, not on their order, and a smaller one is part of every larger
+    one, so that judgments which were paid for with a small `maximum` serve a larger one.
+
+    Args:
+        shared: what is chosen from (see `shared_prompts`), so that of several files the same prompts are chosen; None
+            for all prompts of these rows. Without a `maximum` all rows are taken.
     """
-    prompts = list(dict.fromkeys(prompt_text(row[history_key]) for row in rows))
-    if maximum is None or maximum >= len(prompts):
+    prompts = set(shared or (prompt_text(row[history_key]) for row in rows))
+    if maximum is None or (shared is None and maximum >= len(prompts)):
         return rows
-    random.Random(seed).shuffle(prompts)
-    chosen = set(prompts[:maximum])
+
+    def place(prompt: str) -> bytes:
+        return hashlib.sha256(f"{seed} {prompt}".encode("utf-8", "surrogatepass")).digest()
+
+    chosen = set(sorted(prompts, key=place)[:maximum])
     return [row for row in rows if prompt_text(row[history_key]) in chosen]
 
 

@@ -87,3 +87,69 @@ def test_the_ranking_is_drawn(capsys):
     with pytest.raises(SystemExit):
         ranked(files[:1], "--plot", "x.png")
     assert "--plot draws a ranking" in capsys.readouterr().err
+
+
+def refused(capsys, files: list[str], *more: str) -> str:
+    """The error, after which nothing has been judged or written."""
+    before = sorted(Path().rglob("*"))
+    assert ranked(files, *more) == 2
+    captured = capsys.readouterr()
+    assert not captured.out and sorted(Path().rglob("*")) == before
+    return captured.err
+
+
+def test_two_baselines_are_refused(capsys):
+    """Prevents a ranking of methods of which each was compared with something else."""
+    files = [write("a.json", [9, 3, 9], seed=1), write("b.json", [9, 3], seed=2), write("c.json", [9, 3, 3], seed=3)]
+    assert ranked(files) == 0
+    capsys.readouterr()
+    Path("results.jsonl").unlink()
+    Path("c.json").write_text(Path("c.json").read_text().replace("a b c d e", "a b c d", 1))
+    error = refused(capsys, files)
+    assert "a.json and c.json have different responses under `reference` to 1 of the 2 prompts that all" in error
+    assert "by -bf" in error and "++temperature=0" in error
+    rows = [{"prompt": f"p{n}", "reference": "a b c d e"} for n in range(3)]
+    Path("base.json").write_text(json.dumps(rows))
+    assert ranked(files, "-bf", "base.json") == 0
+
+
+def test_what_cannot_be_ranked_is_not_judged(capsys):
+    """Prevents a judge that is paid, and lines that are written, for files whose ranking is then refused."""
+    file = write("a.json", [3, 9], seed=1, lr=1)
+    assert "a.json and b.json are of the same run" in refused(capsys, [file, write("b.json", [3, 3], seed=1, lr=1)])
+    assert "must be a number, not list" in refused(capsys, [file, write("b.json", [3, 3], seed=[1])])
+    Path("b.json").write_text(json.dumps([{"prompt": "q", "policy": "", "reference": ""}]))
+    assert "no prompt is in all of these files" in refused(capsys, [file, "b.json"])
+    Path("b.json").write_text(Path("a.json").read_text().replace('"seed": 1', '"seed": [1]'))
+    assert ranked(["b.json"]) == 0, "one file is not ranked, so its seed is its own affair"
+
+
+def test_few_prompts_are_the_same_ones_of_all_files(capsys):
+    """Prevents `-mc 5` that pays for five prompts of each file and ranks them on the one that they share."""
+    files = [write(f"{name}.json", [3] * 40, loss=name) for name in "abc"]
+    for number, file in enumerate(files):
+        contents = json.loads(Path(file).read_text())
+        contents["samples"] = contents["samples"][5 * number : 30 + 5 * number][:: 1 - 2 * (number % 2)]
+        Path(file).write_text(json.dumps(contents))
+    assert ranked(files, "-mc", "5") == 0
+    assert "Ranking on 5 prompts" in capsys.readouterr().out
+    assert ranked(files, "-mc", "25") == 0
+    assert "Ranking on 20 prompts" in capsys.readouterr().out
+    lines = [json.loads(line) for line in Path("results.jsonl").read_text().splitlines()]
+    assert [line["total"] for line in lines] == [5] * 3 + [20] * 3
+
+
+def test_a_config_writes_no_lines(capsys):
+    """Prevents a name or a value in a file that prints a win rate of its own making."""
+    forged = "x\n  1. loss=x  99.9 % [99.0 to 99.9]  3 seeds\u202e"
+    files = [write("a.json", [9, 3], seed=1, loss={"name": forged}), write("b.json", [3, 3], loss={"name": "kto"})]
+    Path("a.json").write_text(
+        Path("a.json").read_text().replace('"exp_name": "a.json"', f'"exp_name": {json.dumps(forged)}')
+    )
+    assert ranked(files) == 0
+    text = capsys.readouterr().out
+    assert sum(line.startswith("  1. ") for line in text.splitlines()) == 1 and "\u202e" not in text
+    assert (
+        r"loss=x\n  1. loss=x" in text
+        and r"x\n  1. loss=x  99.9 % [99.0 to 99.9]  3 seeds\u202e: policy against" in text
+    )

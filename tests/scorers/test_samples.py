@@ -78,6 +78,19 @@ def test_a_smaller_choice_is_part_of_a_larger_one():
     assert choose_prompts(rows, "prompt", None, 0) == choose_prompts(rows, "prompt", 99, 0) == rows
 
 
+def test_the_choice_is_of_prompts_and_not_of_places():
+    """Prevents files of the same prompts in another order, or with some more, of which other prompts are judged."""
+    rows = [{"prompt": f"p{index}"} for index in range(20)] + [{"prompt": "\ud800"}]
+    chosen = {row["prompt"] for row in choose_prompts(rows, "prompt", 5, 0)}
+    assert {row["prompt"] for row in choose_prompts(rows[::-1], "prompt", 5, 0)} == chosen
+    shared = {f"p{index}" for index in range(8)}
+    some = {row["prompt"] for row in choose_prompts(rows, "prompt", 3, 0, shared)}
+    others = rows[4:9] + rows[:4]
+    assert some < shared and some == {row["prompt"] for row in choose_prompts(others, "prompt", 3, 0, shared)}
+    assert {row["prompt"] for row in choose_prompts(rows, "prompt", 99, 0, shared)} == shared
+    assert choose_prompts(rows, "prompt", None, 0, shared) == rows
+
+
 def test_a_conversation_is_shown_whole():
     """Prevents judging a late turn without what came before it."""
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]
