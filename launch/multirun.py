@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from omegaconf import DictConfig
+
+from dataloaders.resolve import ROOT
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,12 @@ class Job:
 _jobs: list[Job] = []
 
 
+def let_jobs_import() -> None:
+    """Puts this project on the PYTHONPATH that the jobs of a launcher inherit, wherever they start."""
+    paths = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+
+
 def run_job(config: DictConfig, function: Callable[[DictConfig], dict[str, float]]) -> None:
     """Runs a job of a multirun; a mistake of the user's or a machine that fails ends it alone."""
     start, metrics, message = time.monotonic(), {}, None
@@ -36,6 +46,7 @@ def run_job(config: DictConfig, function: Callable[[DictConfig], dict[str, float
     except (ValueError, OSError) as error:
         message = " ".join(str(error).split())
         print(f"train.py: {message}", file=sys.stderr)
+    gc.collect()  # a model and its optimizer are held by circles: the next job would find them still there
     _jobs.append(Job(config.exp_name, time.monotonic() - start, metrics.get("loss/eval"), message))
 
 

@@ -9,7 +9,11 @@ from torch import distributed
 
 
 def start(device: torch.device) -> None:
-    """Joins the processes that torchrun started; does nothing for one process."""
+    """Joins the processes that torchrun or SLURM's launcher started; does nothing for one process."""
+    if os.environ.get("SUBMITIT_EXECUTOR") == "slurm" and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        from submitit.helpers import TorchDistributedEnvironment
+
+        TorchDistributedEnvironment().export(overwrite=False)  # what torchrun sets: RANK, WORLD_SIZE, MASTER_ADDR, ...
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
 

@@ -90,7 +90,7 @@ class Loop:
             if due or best or last or told:
                 self.save(metrics if evaluates else {}, best)
             if told and not last:
-                self._stop(told)
+                self._stop(told, signals)
             if evaluates:
                 trainer.clock.seconds.clear()
             self._since += time.perf_counter() - pause  # a step's time is the step's alone
@@ -161,12 +161,13 @@ class Loop:
         """The signal by which any process was told to stop."""
         return next(filter(None, distributed.gather_objects(signals.name)), None)
 
-    def _stop(self, name: str) -> None:
+    def _stop(self, name: str, signals: StopSignals) -> None:
         self.checkpoints.wait()
         distributed.barrier()
         if distributed.rank() == 0:
             where = f"after {self.trainer.examples} of {sum(self.sizes)} examples"
             print(f"stopped by {name} {where}; the same command goes on from there", file=sys.stderr)
+        signals.hand_on()
         raise Stopped(exit_code(name))
 
     def _refuse_full_disk(self) -> None:

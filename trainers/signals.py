@@ -19,7 +19,8 @@ class Stopped(SystemExit):
 class StopSignals:
     """Notes SIGTERM (a cluster's notice) and the first Ctrl-C; the second Ctrl-C stops at once.
 
-    Outside of the main thread, where Python handles no signals, it notes nothing.
+    SIGUSR1 and SIGUSR2 are noted where somebody handles them already: a launcher that queues the job again (submitit).
+    It gets them once the state is saved. Outside of the main thread, where Python handles no signals, nothing is noted.
     """
 
     def __init__(self) -> None:
@@ -28,13 +29,21 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            numbers = [signal.SIGTERM, signal.SIGINT]
+            numbers += [one for one in (signal.SIGUSR1, signal.SIGUSR2) if callable(signal.getsignal(one))]
+            for number in numbers:
                 self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def hand_on(self) -> None:
+        """Lets the launcher do what it does on the signal that was noted; it may end the process."""
+        number = getattr(signal, self.name or "", None)
+        if number in (signal.SIGUSR1, signal.SIGUSR2):
+            self._before[number](number, None)
 
     def _note(self, number: int, _: FrameType | None) -> None:
         first, self.name = self.name is None, signal.Signals(number).name

@@ -14,7 +14,7 @@ from launch.composer import CONFIG, Composer
 from launch.keys import flatten
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted(CONFIG.rglob("*.yaml"))
+FILES = sorted(file for file in CONFIG.rglob("*.yaml") if "hydra" not in file.parts)  # not keys of Hydra's
 LOSSES = sorted(file.stem for file in (CONFIG / "loss").glob("*.yaml"))
 MODELS = sorted(file.stem for file in (CONFIG / "model").glob("*.yaml") if file.stem != "base_model")
 DATASETS = sorted(file.stem for file in (CONFIG / "datasets").glob("*.yaml"))

@@ -105,7 +105,7 @@ def test_dropout_is_off_while_sampling():
 
 @pytest.mark.parametrize("parts", [2, 3])
 def test_processes_share_the_batches(parts: int):
-    """Prevents samples that depend on the number of processes: each takes some batches, with the same random numbers."""
+    """Prevents samples that depend on the number of processes: each takes some batches, with their random numbers."""
     made = generator(tiny.tiny_model(), temperature=1.0, seed=3, batch_size=2)
     whole = made.generate(PROMPTS)
     shares = [made.generate(PROMPTS, part=part, parts=parts) for part in range(parts)]

@@ -1,0 +1,73 @@
+"""Jobs of SLURM: the batch script that is rendered, run by stand-ins for sbatch, srun and sacct."""
+
+import os
+import re
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from tests.readme import ROOT
+
+PROGRAMS = {
+    # Runs the script in the background, as a job of one machine, and says its number.
+    "sbatch": """
+        echo "Submitted batch job 77"
+        cp "$1" "$FAKE/script.sh"
+        export SLURM_JOB_ID=77
+        if ! grep -q -- --array "$1"; then bash "$1" > "$FAKE/out" 2>&1 & exit; fi
+        for task in $(seq 0 $((JOBS - 1))); do
+          SLURM_ARRAY_JOB_ID=77 SLURM_ARRAY_TASK_ID=$task bash "$1" > "$FAKE/out$task" 2>&1 &
+        done
+    """,
+    # Leaves out srun's own options, and starts the tasks.
+    "srun": """
+        while [[ "$1" == --* ]]; do if [[ "$1" == *=* || "$1" == --unbuffered ]]; then shift; else shift 2; fi; done
+        for rank in $(seq 0 $((TASKS - 1))); do
+          SLURM_PROCID=$rank SLURM_LOCALID=$rank SLURM_NTASKS=$TASKS SLURM_NNODES=1 SLURM_NODEID=0 \\
+            SLURM_JOB_NODELIST=localhost "$@" > "$FAKE/task$SLURM_ARRAY_TASK_ID-$rank" 2>&1 &
+        done
+        wait
+    """,
+    "sacct": 'echo "JobID|State|NodeList"',
+    "scontrol": "true",
+}
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """An environment in which SLURM's programs are the ones above."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in PROGRAMS.items():
+        lines = [line.removeprefix("        ") for line in text.strip("\n").splitlines()]
+        (folder / name).write_text("\n".join(["#!/bin/bash", *lines, ""]))
+        (folder / name).chmod(0o755 | stat.S_IXUSR)
+    return os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "FAKE": str(tmp_path), "OMP_NUM_THREADS": "1"}
+
+
+def submit(folder, environment, *more: str) -> None:
+    settings = ["model=tiny", "n_examples=8", "n_eval_examples=4", "model.batch_size=4", f"cache_dir={folder}"]
+    launcher = ["hydra/launcher=slurm", "hydra.launcher.partition=gpu", "hydra.launcher.gpus_per_node=2"]
+    command = [sys.executable, str(ROOT / "train.py"), "-m", *launcher, *settings, *more]
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=240)
+    logs = [file.read_text()[-3000:] for file in folder.glob("task*")] + [f.read_text() for f in folder.glob("out*")]
+    assert done.returncode == 0, done.stderr + "\n".join(logs)
+
+
+def test_the_jobs_of_a_multirun_are_jobs_of_slurm(cluster, tmp_path):
+    """Prevents a batch script without what was asked for, and jobs that do not train."""
+    submit(tmp_path, cluster | {"JOBS": "2", "TASKS": "1"}, "loss=sft,dpo", "hydra.launcher.mem_gb=48")
+    script = (tmp_path / "script.sh").read_text()
+    for line in ("--partition=gpu", "--gpus-per-node=2", "--mem=48GB", "--time=1440", "--array=0-1%2", "--nodes=1"):
+        assert re.search(rf"^#SBATCH {line}", script, re.MULTILINE), (line, script)
+    assert re.search(r"^#SBATCH --signal=USR2@300", script, re.MULTILINE)
+    assert (tmp_path / "tiny_sft" / "finished.json").exists() and (tmp_path / "tiny_dpo" / "finished.json").exists()
+
+
+def test_the_processes_of_a_job_train_together(cluster, tmp_path):
+    """Prevents two processes that train the same run beside each other."""
+    submit(tmp_path, cluster | {"JOBS": "1", "TASKS": "2"}, "loss=dpo", "hydra.launcher.tasks_per_node=2")
+    assert (tmp_path / "tiny_dpo" / "finished.json").exists()
+    assert "in use by" not in "".join(file.read_text() for file in tmp_path.glob("task*"))
