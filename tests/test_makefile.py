@@ -22,6 +22,7 @@ SCRIPTS = (
     "requirements-dev.txt",
     "requirements-model.txt",
     "requirements-bitsandbytes.txt",
+    "requirements-slurm.txt",
 )
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
