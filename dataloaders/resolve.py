@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("scorers", "models", "dataloaders", "trainers", "launch", "reports")
+"""Names that are imported as ours wherever one stands."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -58,7 +60,7 @@ def find_source(name: str, package: str) -> tuple[Path, str]:
                 "a file is named by path/to/file.py:Name."
             )
         ours = ROOT / module.partition(".")[0]
-        if (ours / "__init__.py").is_file() and not path.resolve().is_relative_to(ours):
+        if ours.name in PACKAGES and not path.resolve().is_relative_to(ours):
             raise ValueError(_taken(name, path, f"Aureole's own package {ours.name}"))
     else:
         return _find_bare(name, package)

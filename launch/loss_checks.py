@@ -52,6 +52,8 @@ def check_section(loss: Any) -> None:
             continue
         if key in ("name", "trainer", "dataloader") and not (isinstance(value, str) and value):
             raise ValueError(f"loss.{key}={value}: expected a text, such as {REQUIRED[key]}.")
+        if key == "control_tokens" and not (isinstance(value, Mapping) and {"chosen", "rejected"} <= {*value}):
+            raise ValueError(f"loss.control_tokens={value}: expected a section with the keys chosen and rejected.")
         word = isinstance(value, str) and _BOOLEAN.fullmatch(value)
         if key in BOOLEANS and not isinstance(value, bool):
             quoted = " (in quotes it is a text)" if word else ""

@@ -101,7 +101,7 @@ def refuse_no_method(kind: type, undefined: Callable) -> None:
         ValueError: naming what to write.
     """
     loss = inspect.getattr_static(kind, "loss")
-    if loss is undefined or not (callable(loss) or isinstance(loss, staticmethod | classmethod)):
+    if loss is undefined or not (callable(loss) or hasattr(loss, "__get__")):
         raise ValueError(
             f"{kind.__name__} defines no loss: write `def loss(self, policy_chosen_logps, ...)` in it, or "
             "`loss = formula(my_function)`."

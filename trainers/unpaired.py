@@ -33,7 +33,7 @@ class UnpairedPreferenceTrainer(BasicTrainer):
         """
         needs = super().requirements(loss)
         for need in needs:
-            if need.role == "target":
+            if need.role == "target" and cls.loss_groups is UnpairedPreferenceTrainer.loss_groups:
                 both = " and ".join(need.parameter.replace("target", side, 1) for side in ("chosen", "rejected"))
                 raise ValueError(
                     f"{cls.__name__}.loss asks for {need.parameter}: in this family losses come desirable rows first, "

@@ -111,6 +111,11 @@ SLIPS = [
     ({"beta": "null"}, r"^loss\.beta=null: expected a number"),
     ({"beta": "true"}, r"^loss\.beta=true: expected a number"),
     ({"beta": "[0.1, 0.2]"}, r"^loss\.beta=\[0\.1, 0\.2\]: expected a number"),
+    (
+        {"control_tokens": "{chosen: a}"},
+        r"^loss\.control_tokens=.*expected a section with the keys chosen and rejected",
+    ),
+    ({"control_tokens": "a"}, r"^loss\.control_tokens=a: expected a section"),
     ({"text": ""}, r"^the YAML of the loss has no keys; it needs at least name: mine, trainer: "),
     ({"text": "- a\n- b\n"}, r"^the YAML of the loss has no keys"),
     ({"text": "beta: 0.1\n  x: 1\n"}, r"mine\.yaml:2: not valid YAML: mapping values are not allowed here\.$"),
