@@ -59,6 +59,12 @@ class DataLoader(ABC):
     roles: ClassVar[tuple[str, ...]]
     """The responses that each of its rows has; a trainer names the roles that it needs."""
 
+    gives: ClassVar[tuple[str, ...]] = ()
+    """What each of its rows says beside them: `desirable`, `reward`, `advantage`, `group` (see `Row`)."""
+
+    settings: ClassVar[tuple[str, ...]] = ()
+    """The keys of the loss's YAML that it takes."""
+
     def __init__(
         self,
         sources: Sequence[Source],

@@ -26,6 +26,7 @@ class ConditionalSFTDataLoader(UnpairedPreferenceDataLoader):
     """
 
     roles = ("target",)
+    settings = ("control_tokens",)
 
     def __init__(
         self, sources: Sequence[Source], tokenize: ExampleTokenizer, *, control_tokens: Mapping[str, str], **kwargs: Any

@@ -13,13 +13,18 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
+import traceback
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("scorers", "models", "dataloaders", "trainers", "launch", "reports")
+"""Names that are imported as ours wherever one stands."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -54,6 +59,9 @@ def find_source(name: str, package: str) -> tuple[Path, str]:
                 f"there is no module {module} in {Path.cwd()} or on PYTHONPATH; "
                 "a file is named by path/to/file.py:Name."
             )
+        ours = ROOT / module.partition(".")[0]
+        if ours.name in PACKAGES and not path.resolve().is_relative_to(ours):
+            raise ValueError(_taken(name, path, f"Aureole's own package {ours.name}"))
     else:
         return _find_bare(name, package)
     names, whole = top_level_names(path)
@@ -87,7 +95,10 @@ def resolve(name: str, package: str) -> Any:
         module = _import_file(path)
     elif "." in name:
         _here_on_path()
-        module = importlib.import_module(name.rpartition(".")[0])
+        with _readable_imports():
+            module = importlib.import_module(name.rpartition(".")[0])
+        if getattr(module, "__file__", None) and Path(module.__file__).resolve() != path.resolve():
+            raise ValueError(_taken(name, path, module.__file__))
     else:
         module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
     if not hasattr(module, attribute):
@@ -95,9 +106,59 @@ def resolve(name: str, package: str) -> Any:
     return getattr(module, attribute)
 
 
+def _taken(name: str, path: Path, other: str | Path) -> str:
+    """What to say of a dotted name whose module is not the one that Python has by that name."""
+    return (
+        f"the name {name.partition('.')[0]} is taken by {other}, which is imported in place of {path}: name the file, "
+        f"{os.path.relpath(path)}:{name.rpartition('.')[2]}."
+    )
+
+
+@contextmanager
+def _readable_imports() -> Iterator[None]:
+    """Turns an import that fails in somebody's file into a ValueError that names the file, the line and the module."""
+    try:
+        yield
+    except ImportError as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if not frame.filename.startswith("<frozen") and frame.filename != __file__]
+        own = [frame for frame in own if "site-packages" not in frame.filename] or own
+        where = f"{own[-1].filename}:{own[-1].lineno}: " if own else ""
+        raise ValueError(
+            f"{where}{error} (imports are looked for beside the file, in {Path.cwd()} and on PYTHONPATH)."
+        ) from error
+    except SyntaxError as error:
+        raise ValueError(f"{error.filename}:{error.lineno}: not valid Python: {error.msg}.") from error
+
+
+_folders: list[str] = []  # of users' files: what lies beside them can be imported
+
+
+def _beside_on_path(path: Path) -> None:
+    """Makes what lies beside a file importable, behind everything else: a name of ours or a library's stays that.
+
+    Raises:
+        ValueError: when the file imports a neighbour whose name a neighbour of another file has already.
+    """
+    folder = str(path.parent)
+    for node in ast.walk(parse(path)):
+        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        modules += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+        for module in (one.partition(".")[0] for one in modules):
+            own = PathFinder.find_spec(module, [folder])
+            other = getattr(sys.modules.get(module), "__file__", None)
+            if own and own.origin and other and own.origin != other and str(Path(other).parent) in _folders:
+                raise ValueError(f"{path} imports {module}, and {other} has that name: rename one of the two.")
+    if folder not in _folders:
+        _folders.append(folder)
+    if folder not in sys.path:
+        sys.path.append(folder)
+
+
 def _import_file(path: Path) -> Any:
     """A file as a module, once; its name comes from its path, so that two files of one name do not meet."""
     _here_on_path()
+    _beside_on_path(path)
     module_name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     if module_name not in sys.modules:
         specification = importlib.util.spec_from_file_location(module_name, path)
@@ -105,7 +166,8 @@ def _import_file(path: Path) -> Any:
         module = importlib.util.module_from_spec(specification)
         sys.modules[module_name] = module
         try:
-            specification.loader.exec_module(module)
+            with _readable_imports():
+                specification.loader.exec_module(module)
         except BaseException:
             del sys.modules[module_name]
             raise

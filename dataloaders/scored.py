@@ -32,6 +32,7 @@ class ScoredDataLoader(DataLoader):
     """
 
     roles = ("target",)
+    gives = ("reward", "advantage", "group")
 
     def __init__(self, *args: Any, compares: bool = True, **kwargs: Any):
         self._numbers = itertools.count()

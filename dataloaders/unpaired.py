@@ -32,6 +32,7 @@ class UnpairedPreferenceDataLoader(DataLoader):
     """
 
     roles = ("target", "KL")
+    gives = ("desirable",)
 
     def __init__(self, *args: Any, mismatched: bool = True, **kwargs: Any):
         self._numbers = itertools.count()

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dataloaders.resolve import did_you_mean
 from launch.keys import check_key, flatten
+from launch.loss_checks import check_section
 
 NULLABLE: dict[str, tuple[type, ...]] = {
     "exp_name": (str,),
@@ -170,6 +171,7 @@ def check_values(config: DictConfig, schema: DictConfig, script: str) -> DictCon
         ValueError: naming the key, its value and what is expected, for the first value that is wrong.
     """
     refuse_secrets(config)
+    check_section(OmegaConf.to_container(schema, resolve=False).get("loss"))
     plain, expected = resolved(config), flatten(OmegaConf.to_container(schema, resolve=False))
     flat = flatten(plain)
     missing = [key for key, value in flat.items() if value == "???"]
@@ -182,6 +184,7 @@ def check_values(config: DictConfig, schema: DictConfig, script: str) -> DictCon
             inside = next(one for one in expected if one.startswith(f"{key}."))
             raise ValueError(f"{key}={show(value)}: {key} is a section; set one of its keys, such as {inside}.")
         _put(plain, key, _typed(key, value, expected[key]))
+    check_section(plain["loss"])
     _check_ranges(flatten(plain), script)
     return OmegaConf.create(plain)
 
@@ -257,6 +260,8 @@ def _typed(key: str, value: Any, example: Any) -> Any:
         if example is None or (isinstance(example, str) and ("${" in example or example == "???")):
             return value  # a user's YAML that says nothing of the type
         kinds = (type(example),)
+    if kinds == (int,) and key.startswith("loss."):
+        kinds = (int, float)  # `beta: 1` in a YAML says nothing against 0.5
     for kind in kinds:
         fits, converted = _convert(value, kind)
         if fits:
@@ -297,13 +302,17 @@ def _convert(value: Any, kind: type) -> tuple[bool, Any]:
 def _check_ranges(flat: dict[str, Any], script: str) -> None:
     _check_mode(flat["mode"], script)
     for key, value in flat.items():
+        as_loss = re.sub(r"^loss\.losses\.[^.]+\.", "loss.", key)
+        allowed = lookup(RANGES, as_loss) or lookup(RANGES, key)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if allowed and not number and (value is not None or key.startswith("loss.")):
+            raise ValueError(f"{key}={show(value)}: expected a number, and it must be {allowed[1]}.")
         if value is None:
             continue
-        options = lookup(CHOICES, re.sub(r"^loss\.losses\.[^.]+\.", "loss.", key))
+        options = lookup(CHOICES, as_loss)
         if options and value not in options:
             raise ValueError(f"{key}={value}: must be one of {', '.join(options)}{did_you_mean(str(value), options)}.")
-        allowed = lookup(RANGES, re.sub(r"^loss\.losses\.[^.]+\.", "loss.", key)) or lookup(RANGES, key)
-        if allowed and isinstance(value, int | float) and not allowed[0](value):
+        if allowed and not allowed[0](value):
             raise ValueError(f"{key}={value}: must be {allowed[1]}.")
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{key}={value}: must be a finite number.")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import ast
 import os
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from dataloaders.resolve import ROOT, did_you_mean, top_level_names
+from dataloaders.resolve import did_you_mean
 from launch.check import show
-from launch.resolve import class_roles, find_source, loss_parameters, loss_settings
+from launch.loss_checks import check_loss, found
+from launch.resolve import loss_parameters, loss_settings
 from launch.run_folder import run_folder
 from models.optional import need_bitsandbytes
 
@@ -27,7 +27,7 @@ def check_combinations(config: DictConfig, script: str) -> None:
             that is missing or empty; training on test-only data; overwriting a run that is read from.
     """
     _check_bitsandbytes(config, script)
-    _check_loss(config.loss)
+    check_loss(config.loss)
     _check_parts(config.loss)
     _check_reference(config)
     if "datasets" not in config or not config.datasets:
@@ -39,7 +39,7 @@ def check_combinations(config: DictConfig, script: str) -> None:
                 "`# @package datasets.NAME`, before any other comment."
             )
         if "function" in options:
-            _found(f"datasets.{name}.function", options.function, "dataloaders.datasets")
+            found(f"datasets.{name}.function", options.function, "dataloaders.datasets")
         if script == "train.py" and options.get("function") in TEST_ONLY:
             raise ValueError(
                 f"datasets=[{name}]: {name} has a test split and nothing to train on; sample for it with "
@@ -89,48 +89,6 @@ def _check_overwritten(config: DictConfig) -> None:
             )
 
 
-def _found(key: str, name: str, package: str) -> None:
-    try:
-        find_source(name, package)
-    except ValueError as error:
-        raise ValueError(f"{key}={name}: {error}") from error
-
-
-def _check_loss(loss: DictConfig) -> None:
-    _found("loss.trainer", loss.trainer, "trainers")
-    _found("loss.dataloader", loss.dataloader, "dataloaders")
-    parameters = loss_parameters(loss.trainer) or ()
-    references = [name for name in parameters if name.startswith("reference_")]
-    if references and not loss.use_reference_model:
-        raise ValueError(
-            f"loss={loss.name}: {loss.trainer}.loss takes {references[0]}, but loss.use_reference_model is false: "
-            "set loss.use_reference_model=true."
-        )
-    missing = [name for name in loss_settings(loss.trainer) or () if name not in loss]
-    if missing:
-        raise ValueError(
-            f"loss={loss.name}: {loss.trainer} needs loss.{missing[0]}, and config/loss/{loss.name}.yaml does not have "
-            "it: add it there, with a comment."
-        )
-    if loss.get("beta") == 0 and not str(loss.trainer).endswith("GRPOTrainer"):  # whose beta is the weight of a KL
-        raise ValueError(f"loss.beta=0 must be above 0 for loss={loss.name}.")
-    if loss.get("desirable_weight") == loss.get("undesirable_weight") == 0:
-        raise ValueError("loss.desirable_weight and loss.undesirable_weight are both 0: nothing would be learned.")
-    needed, offered = class_roles(loss.trainer, "trainers"), class_roles(loss.dataloader, "dataloaders")
-    if needed is None or offered is None:
-        return
-    if any("_KL_" in name for name in parameters):
-        needed = (*needed, "KL")
-    missing = [role for role in needed if role not in offered]
-    if missing:
-        fitting = [name for name, roles in _loaders().items() if set(needed) <= set(roles)]
-        fix = f"set loss.dataloader={fitting[0]}" if fitting else "no DataLoader here has it, so name one of your own"
-        raise ValueError(
-            f"loss={loss.name}: {loss.trainer} needs rows with {' and '.join(needed)}, {loss.dataloader} has "
-            f"{' and '.join(offered)}: {fix}."
-        )
-
-
 def _check_parts(loss: DictConfig) -> None:
     """A mixture's parts are losses with all their keys, and some of them count."""
     if "losses" not in loss:
@@ -146,7 +104,7 @@ def _check_parts(loss: DictConfig) -> None:
         missing = list(keys) if not isinstance(part, DictConfig) else [one for one in keys if part.get(one) is None]
         if missing:
             raise ValueError(f"{key} needs a {' and a '.join(missing)}: see config/loss/mpo.yaml.")
-        _found(f"{key}.trainer", part.trainer, "trainers")
+        found(f"{key}.trainer", part.trainer, "trainers")
         missing = [setting for setting in loss_settings(part.trainer) or () if part.get(setting) is None]
         if missing:
             raise ValueError(f"{key}: {part.trainer} needs {key}.{missing[0]}: add it to that section of the YAML.")
@@ -173,16 +131,6 @@ def _check_reference(config: DictConfig) -> None:
             f"{follows} and model.lora.rank do not go together: the reference would be the policy without its adapter, "
             "which never moves. Leave one of them out."
         )
-
-
-def _loaders() -> dict[str, tuple[str, ...]]:
-    """Our DataLoaders and their roles, those with the fewest first."""
-    found: dict[str, tuple[str, ...]] = {}
-    for path in sorted((ROOT / "dataloaders").glob("*.py")):
-        for name, node in top_level_names(path)[0].items():
-            if isinstance(node, ast.ClassDef) and name.endswith("DataLoader"):
-                found[name] = class_roles(name, "dataloaders") or ()
-    return dict(sorted(found.items(), key=lambda item: len(item[1])))
 
 
 def _files(value: Any) -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -42,6 +43,12 @@ def readable_errors() -> Iterator[None]:
             f"cannot read the override {error.override!r} ({reason}). A value with spaces or any of =,:{{}}[]()' needs "
             "quotes inside quotes: 'key=\"value\"'."
         ) from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = "a YAML" if mark is None else f"{mark.name}:{mark.line + 1}"
+        raise ValueError(f"{where}: not valid YAML: {error.problem or error.context}.") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"not valid YAML: {' '.join(str(error).split())}") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(str(error).strip().splitlines()[0]) from error
 

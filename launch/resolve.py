@@ -1,4 +1,4 @@
-"""What a trainer and a DataLoader say of themselves, read from their source: `roles`, and the parameters of `loss`.
+"""What a trainer and a DataLoader say of themselves, read from their source: `roles`, the parameters of `loss`, ...
 
 Reading instead of importing lets a loss that does not fit its DataLoader be refused before torch is imported. Where the
 text alone cannot tell (a base class made at run time, roles that are computed) the answer is None, and the trainer's
@@ -8,28 +8,34 @@ own checks decide.
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
+
+from omegaconf import DictConfig
 
 from dataloaders.resolve import find_source, module_file, resolve, top_level_names
 
-__all__ = ["class_roles", "find_source", "loss_parameters", "loss_settings", "resolve"]
+__all__ = ["class_words", "find_source", "loss_parameters", "loss_settings", "resolve", "settings_read"]
 
 
-def class_roles(name: str, package: str) -> tuple[str, ...] | None:
-    """The class attribute `roles` of a trainer or DataLoader, its own or inherited; None when the text cannot tell.
+def class_words(name: str, package: str, attribute: str = "roles") -> tuple[str, ...] | None:
+    """A class attribute that holds words, its own or inherited; None when the text cannot tell.
+
+    Args:
+        attribute: `roles` of a trainer or DataLoader, `reads` of a trainer, `gives` or `settings` of a DataLoader.
 
     Raises:
         ValueError: when there is no such class (see `find_source`).
     """
-    member = _find_member(*find_source(name, package), "roles")
+    member = _find_member(*find_source(name, package), attribute)
     value = member.value if isinstance(member, ast.Assign | ast.AnnAssign) else None
     if value is None:
         return None
     try:
-        roles = ast.literal_eval(value)
+        words = ast.literal_eval(value)
     except ValueError:
         return None
-    return tuple(roles) if isinstance(roles, tuple | list) and all(isinstance(role, str) for role in roles) else None
+    return tuple(words) if isinstance(words, tuple | list) and all(isinstance(word, str) for word in words) else None
 
 
 def loss_parameters(name: str, package: str = "trainers") -> tuple[str, ...] | None:
@@ -53,6 +59,52 @@ def loss_settings(name: str, package: str = "trainers") -> tuple[str, ...] | Non
     """
     method, itself = _loss_of(name, package)
     return None if method is None or itself else tuple(one.arg for one in method.args.kwonlyargs)
+
+
+def settings_read(name: str, package: str = "trainers") -> tuple[str, ...]:
+    """The keys of the config's section `loss` that a trainer's method `loss` surely reads, as `self.config.loss.beta`.
+
+    What stands under an `if`, in a loop or behind a possible return is left out.
+
+    Raises:
+        ValueError: when there is no such class (see `find_source`).
+    """
+    method, itself = _loss_of(name, package)
+    if method is None or not itself or not method.args.args:
+        return ()
+    sections = {f"{method.args.args[0].arg}.config.loss"}
+    read: dict[str, None] = {}
+    for node in _surely(method.body):
+        if isinstance(node, ast.Assign) and ast.unparse(node.value) in sections:
+            sections |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        if not isinstance(node, ast.Attribute | ast.Subscript) or ast.unparse(node.value) not in sections:
+            continue
+        key = node.attr if isinstance(node, ast.Attribute) else getattr(node.slice, "value", None)
+        if isinstance(node.ctx, ast.Load) and isinstance(key, str) and not hasattr(DictConfig, key):
+            read[key] = None
+    return tuple(read)
+
+
+_SIMPLE = (ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Expr, ast.Return)
+_MAYBE = (ast.IfExp, ast.BoolOp, ast.Compare, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+
+
+def _surely(body: list[ast.stmt]) -> Iterator[ast.AST]:
+    """The nodes of a function's statements that are evaluated in every call, in their order."""
+    for statement in body:
+        if isinstance(statement, ast.With):
+            yield from _surely(statement.body)
+        if isinstance(statement, _SIMPLE):
+            yield from _evaluated(statement)
+        if any(isinstance(node, ast.Return | ast.Raise) for node in ast.walk(statement)):
+            return
+
+
+def _evaluated(node: ast.AST) -> Iterator[ast.AST]:
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, _MAYBE):
+            yield from _evaluated(child)
 
 
 def _loss_of(name: str, package: str) -> tuple[ast.FunctionDef | None, int]:

@@ -13,8 +13,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from dataloaders.base import DataLoader
-from dataloaders.resolve import did_you_mean, resolve
 from launch import build, inspection
+from launch.classes import trainer_class
 from launch.run_folder import MAY_CHANGE, begin, begun, claim, differences, finish
 from models.compilation import refuse_without_compiler
 from models.loading import locate
@@ -24,6 +24,7 @@ from models.shapes import describe
 from trainers import distributed
 from trainers.basic import BasicTrainer
 from trainers.metrics import MetricsLog, check_wandb
+from trainers.rehearsal import rehearse
 from trainers.resume import Resume, find_resume, read_resume
 
 log = logging.getLogger(__name__)
@@ -123,37 +124,6 @@ def _resume(config: DictConfig, folder: Path, status: str, changed: Sequence[str
     return resume
 
 
-def trainer_class(config: DictConfig) -> type[BasicTrainer]:
-    """The loss's trainer, once it is known that the loss's DataLoader gives the responses that it trains on."""
-    kind = resolve(config.loss.trainer, "trainers")
-    loader = resolve(config.loss.dataloader, "dataloaders")
-    for key, value, base in (("trainer", kind, BasicTrainer), ("dataloader", loader, DataLoader)):
-        if not isinstance(value, type) or not issubclass(value, base):
-            raise ValueError(
-                f"loss.{key}={config.loss[key]} is no subclass of {base.__module__}.{base.__name__}: derive it from "
-                "that, or name another class."
-            )
-    if kind.couples(config.loss) and config.model.lora.rank is not None and config.model.lora.dropout:
-        raise ValueError(
-            f"{kind.__name__} couples examples, so each step computes log-probabilities twice, and with "
-            "model.lora.dropout they would not be the same: set it to 0."
-        )
-    missing = [role for role in kind.roles if role not in loader.roles]
-    if missing:
-        raise ValueError(
-            f"loss={config.loss.name}: {kind.__name__} trains on {', '.join(kind.roles)}, and {loader.__name__} gives "
-            f"{', '.join(loader.roles)}. Choose another loss.dataloader."
-        )
-    for need in kind.requirements(config.loss):
-        if kind.select(need.role, [])[0] not in loader.roles:
-            known = [name for name in {*loader.roles, "chosen", "rejected"} if kind.select(name, [])[0] in loader.roles]
-            raise ValueError(
-                f"{kind.__name__}.loss asks for {need.parameter}, and {loader.__name__} gives no response "
-                f"{need.role!r}{did_you_mean(need.role, known)}; there are {', '.join(sorted(known))}."
-            )
-    return kind
-
-
 def tell_long_rows(loader: DataLoader, roles: Sequence[str], budget: int) -> None:
     """A row is never cut into two forward passes, so one that is longer than the budget has a larger pass to itself."""
     lengths = [len(row.prompt) + sum(len(row.responses[role].ids) for role in roles) for row in loader.data]
@@ -206,10 +176,12 @@ def _trainer(
     check_positions(start, config.model.max_length)
     check_rope(start, config.model.max_length)
     reference = build.build_reference(config, device, start)
-    return kind(
+    trainer = kind(
         config, tokenizer, build.build_policy(config, start, reference), reference, train_loader,
         eval_loader.fixed_rows(config.n_eval_examples) if eval_loader is not None else (), folder,
     )  # fmt: skip
+    rehearse(trainer, trainer.policy.device)
+    return trainer
 
 
 def _metrics_log(config: DictConfig, folder: Path, resume: Resume | None) -> MetricsLog:

@@ -22,7 +22,7 @@ from trainers.loop import Loop
 from trainers.metrics import Averages, Clock, MetricsLog, peak_memory_gb
 from trainers.optimization import clip_gradients
 from trainers.outputs import LossOutput, StepResult, Tensors
-from trainers.requirements import Requirement, requirements
+from trainers.requirements import Requirement, refuse_no_method, requirements
 from trainers.resume import Resume
 from trainers.step import NonFiniteError, StepComputer, describe
 
@@ -47,6 +47,9 @@ class BasicTrainer:
 
     roles: ClassVar[tuple[str, ...]]
     """The responses of a row that are trained on; the DataLoader must provide them."""
+
+    reads: ClassVar[tuple[str, ...]] = ()
+    """What the family needs rows to say beside their responses (see `DataLoader.gives`)."""
 
     couples_examples: bool = False
     """True when the loss of an example depends on others of its step (a batch mean, a sort, whitening)."""
@@ -104,7 +107,12 @@ class BasicTrainer:
 
     @classmethod
     def requirements(cls, loss: Any) -> list[Requirement]:
-        """The tensors that the loss takes, whose section of the config this is."""
+        """The tensors that the loss takes, whose section of the config this is.
+
+        Raises:
+            ValueError: for a loss that is none, or names what is no tensor.
+        """
+        refuse_no_method(cls, BasicTrainer.loss)
         return requirements(cls.loss)
 
     @classmethod
@@ -137,6 +145,10 @@ class BasicTrainer:
         """The rows in the order of the losses that `loss` returns, in as many groups as it concatenates."""
         return [list(range(len(rows)))]
 
+    def reward_counts(self, groups: Sequence[Sequence[Any]]) -> tuple[int, int] | None:
+        """How many rewards of chosen and rejected responses a loss returns for rows in groups; None: any number."""
+        return None
+
     def reward_metrics(self, output: LossOutput) -> Tensors:
         """Values whose means are logged, under HALOs' names: `rewards/x` becomes `rewards_{mode}/x`."""
         return {"rewards/chosen": output.chosen_rewards, "rewards/rejected": output.rejected_rewards}
@@ -164,8 +176,8 @@ class BasicTrainer:
             result = self.computer.gradients(rows)
         except NonFiniteError as error:
             raise NonFiniteError(
-                f"the loss is not finite {where}; nothing of this step reached the optimizer. Examples: {error}. Lower "
-                "lr, or look at these examples with mode=inspect."
+                f"the loss is not finite {where}; nothing of this step reached the optimizer. Examples: {error}. "
+                f"{self._suspects('Lower lr, or look')} at these examples with mode=inspect."
             ) from None
         with self.clock.part("optimizer"):
             norm = self._clip()
@@ -174,7 +186,8 @@ class BasicTrainer:
                 raise NonFiniteError(
                     f"the gradient is not finite {where}; nothing of this step reached the optimizer. "
                     "Among its examples: "
-                    f"{examples}. Lower lr, or set model.policy_dtype=float32."
+                    f"{examples}. {self._suspects('Lower lr, or look')} at these examples with mode=inspect; with "
+                    "model.policy_dtype=bfloat16, float32 may be enough."
                 )
             if self._reference_follows:  # one step behind: the weights whose gradient this is
                 self.computer.reference.follow(self.policy)
@@ -192,6 +205,15 @@ class BasicTrainer:
         self.step_idx += 1
         self.examples += int(distributed.total(len(rows)))
         return norm
+
+    def _suspects(self, later: str) -> str:
+        """The beginning of advice on values that are not finite, to be followed by where to look: `later`, but before
+        the first step lr cannot be the reason."""
+        if self.step_idx:
+            return later
+        kinds = self.config.loss.items()
+        numbers = [f"loss.{key}={value}" for key, value in kinds if type(value) in (int, float)]
+        return f"Before the first step it cannot be lr: look at {', '.join(numbers) or 'what the loss computes'} and"
 
     def _clip(self) -> float:
         """Clips the gradients of the policy and of a value head, each by itself; returns the policy's norm before."""
@@ -261,6 +283,7 @@ class BasicTrainer:
         pairs = [list(itertools.chain(*group)) for group in groups]
         outputs = [output for _, output in parts]
         output = outputs[0] if self.couples_examples else LossOutput.join(outputs)
+        output.refuse_reward_counts(type(self).__name__, self.reward_counts(pairs))
         return self.reward_metrics(output) | self.pair_metrics(pairs, output)
 
     def log(self, averages: Averages, extra: dict[str, float], split: str) -> None:

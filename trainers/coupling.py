@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,23 +30,41 @@ def refuse_undeclared_coupling(
     Raises:
         ValueError: when it is not.
     """
+    compared = list(_compared(trainer, naming, rows, logps, owners))
+    if all(_same(losses, wanted) for losses, wanted, _ in compared):
+        return
+    name, by_token = type(trainer).__name__, any(need.kind == "token_logps" for need in trainer.needs)
+    if all(_same(losses * len(losses), wanted * count) for losses, wanted, count in compared):
+        of = "tokens" if by_token else "examples"
+        raise ValueError(
+            f"{name}.loss divides by the number of {of}, and the loop does so too: return losses undivided."
+        )
+    ordered = len(trainer.loss_groups(rows)) > 1
+    hint = " (if not, losses are in the wrong order: desirable rows come first)" if ordered else ""
+    fix = "A loss of tokens cannot do that: take ..._logps in place of ..._token_logps, and say so by"
+    raise ValueError(
+        f"{name}.loss couples the examples of a step: the loss of an example depends on which others are with it{hint}"
+        f". {fix if by_token and len(trainer.roles) > 1 else 'Set'} `couples_examples = True` in the class, and the "
+        "result no longer depends on micro-batches and processes."
+    )
+
+
+def _compared(
+    trainer: BasicTrainer, naming: Naming, rows: Sequence[Row], logps: Logps, owners: Sequence[int]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
+    """The losses of a part of the step, those of the same rows in the whole step, and how many the whole step has."""
     for lead in (1.0, -1.0):
         beside = _beside(naming, logps, lead)
         whole = LossOutput.of(trainer.loss(**naming.tensors(rows, beside))).losses
         for half in _parts(trainer.loss_groups(rows)):
             part = {k: [v[i] for i in half] if k[1] in naming.trained_roles else v for k, v in beside.items()}
             losses = LossOutput.of(trainer.loss(**naming.tensors([rows[index] for index in half], part))).losses
-            wanted = whole[torch.tensor([index in half for index in owners], device=whole.device)]
-            same = losses.shape == wanted.shape
-            if not same or not torch.allclose(losses, wanted, rtol=1e-4, atol=1e-5, equal_nan=True):
-                by_token = any(need.kind == "token_logps" for need in trainer.needs)
-                fix = "A loss of tokens cannot do that: take ..._logps in place of ..._token_logps, and say so by"
-                raise ValueError(
-                    f"{type(trainer).__name__}.loss couples the examples of a step: the loss of an example depends on "
-                    f"which others are with it. {fix if by_token and len(trainer.roles) > 1 else 'Set'} "
-                    "`couples_examples = True` in the class, and the result no longer depends on micro-batches and "
-                    "processes."
-                )
+            yield losses, whole[torch.tensor([index in half for index in owners], device=whole.device)], len(whole)
+
+
+def _same(losses: torch.Tensor, wanted: torch.Tensor) -> bool:
+    close = losses.shape == wanted.shape and torch.allclose(losses, wanted, rtol=1e-4, atol=1e-5, equal_nan=True)
+    return bool(close)
 
 
 def _parts(groups: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -34,7 +34,25 @@ class LossOutput:
         losses, chosen_rewards, rejected_rewards, *extra = returned
         if chosen_rewards.ndim != 1 or rejected_rewards.ndim != 1:
             raise ValueError("a loss returns one reward for each response: rewards must have one dimension.")
+        if torch.bool in (chosen_rewards.dtype, rejected_rewards.dtype):
+            raise ValueError("a loss returns rewards that are true or false: make numbers of them with .float().")
         return cls(losses, chosen_rewards, rejected_rewards, tuple(extra))
+
+    def refuse_reward_counts(self, name: str, counts: tuple[int, int] | None) -> None:
+        """Refuses rewards that are not one for each response; a single one would count as everybody's.
+
+        Args:
+            name: of the trainer, for the message.
+            counts: of chosen and rejected responses; None: nobody knows.
+        """
+        for side, rewards, count in zip(
+            ("chosen", "rejected"), (self.chosen_rewards, self.rejected_rewards), counts or (), strict=False
+        ):
+            if rewards is not None and len(rewards) != count:
+                raise ValueError(
+                    f"{name}.loss returned {len(rewards)} rewards of {side} responses; one for each is needed, here "
+                    f"{count}."
+                )
 
     @classmethod
     def join(cls, outputs: Sequence[LossOutput]) -> LossOutput:

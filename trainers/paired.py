@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, Self
 
@@ -29,6 +30,10 @@ class PairedPreferenceTrainer(BasicTrainer):
         alone = cls.__new__(cls)
         alone.config, alone.loss_state = SimpleNamespace(loss=loss), {}
         return alone
+
+    def reward_counts(self, groups: Sequence[Sequence[Any]]) -> tuple[int, int]:
+        """One for each side of a pair."""
+        return len(groups[0]), len(groups[0])
 
     def reward_metrics(self, output: LossOutput) -> dict[str, torch.Tensor]:
         """Adds the share of pairs whose chosen response has the higher reward, and by how much."""

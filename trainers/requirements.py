@@ -19,6 +19,9 @@ _NAMES = (
 )
 
 
+_TENSOR_LIKE = re.compile(r"policy|reference|logp|_(lengths?|rewards?|advantages?|groups?|values?|alignments?)$")
+
+
 @dataclass(frozen=True)
 class Requirement:
     """One tensor that a loss asks for.
@@ -48,19 +51,66 @@ def requirements(loss: Callable) -> list[Requirement]:
         ValueError: for a parameter whose name says nothing.
     """
     needs = []
-    for name in inspect.signature(loss).parameters:
+    for name, parameter in inspect.signature(loss).parameters.items():
         if name == "self":
             continue
-        match = next((match for pattern in _NAMES if (match := pattern.fullmatch(name))), None)
-        if match is None:
-            raise ValueError(
-                f"{getattr(loss, '__qualname__', loss)} asks for {name!r}. A loss takes tensors named "
-                "{policy|reference}_{role}_{logps|token_logps|shared_logps}, "
-                "policy_{role}_{alignments|token_values} or "
-                "{role}_{lengths|rewards|token_advantages|groups}, such as policy_chosen_logps."
-            )
+        match = _match(name)
+        if match is None or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise ValueError(_no_tensor(loss, parameter))
         needs.append(Requirement(name, **match.groupdict()))
     return needs
+
+
+def _match(name: str) -> re.Match[str] | None:
+    return next((match for pattern in _NAMES if (match := pattern.fullmatch(name))), None)
+
+
+def _no_tensor(loss: Callable, parameter: inspect.Parameter) -> str:
+    """What to say of a parameter that is no tensor: how hyperparameters are read, or how tensors are named."""
+    who, name = getattr(loss, "__qualname__", str(loss)), parameter.name
+    if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        stars = "*" if parameter.kind is parameter.VAR_POSITIONAL else "**"
+        return (
+            f"{who} takes {stars}{name}, by which nobody knows what it needs: name each tensor, as policy_chosen_logps."
+        )
+    if not _TENSOR_LIKE.search(name):
+        if hasattr(loss, "function_of_loss"):
+            return (
+                f"{who} asks for {name!r} among its tensors: in a formula hyperparameters come after a star, "
+                f"`def {who}(..., *, {name})`, and are keys of the loss's YAML."
+            )
+        return (
+            f"{who} asks for {name!r}, which is no tensor: a hyperparameter is read as self.config.loss.{name}, and "
+            "is a key of the loss's YAML."
+        )
+    return (
+        f"{who} asks for {name!r}. A loss takes tensors named "
+        "{policy|reference}_{role}_{logps|token_logps|shared_logps}, "
+        "policy_{role}_{alignments|token_values} or "
+        "{role}_{lengths|rewards|token_advantages|groups}, such as policy_chosen_logps."
+    )
+
+
+def refuse_no_method(kind: type, undefined: Callable) -> None:
+    """Refuses a class whose `loss` is no method: none at all, or a function that got there without `formula`.
+
+    Args:
+        undefined: the base's `loss`, which a class without one inherits.
+
+    Raises:
+        ValueError: naming what to write.
+    """
+    loss = inspect.getattr_static(kind, "loss")
+    if loss is undefined or not (callable(loss) or hasattr(loss, "__get__")):
+        raise ValueError(
+            f"{kind.__name__} defines no loss: write `def loss(self, policy_chosen_logps, ...)` in it, or "
+            "`loss = formula(my_function)`."
+        )
+    first = next(iter(inspect.signature(loss).parameters), None) if inspect.isfunction(loss) else "self"
+    if first is None or _match(first):
+        who = loss.__qualname__
+        fix = f"`loss = formula({who})`" if "." not in who else "self as its first parameter"
+        raise ValueError(f"{kind.__name__}.loss is {who}, which takes no self: write {fix}.")
 
 
 def formula(function: Callable) -> Callable:
@@ -80,6 +130,7 @@ def formula(function: Callable) -> Callable:
 
     itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     loss.__signature__ = inspect.Signature([itself, *tensors])
+    loss.function_of_loss = function
     return loss
 
 

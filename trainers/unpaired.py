@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -10,7 +11,7 @@ from dataloaders.batches import Pair, Row
 from trainers.basic import BasicTrainer
 from trainers.losses.unpaired import apo_zero_unpaired, bco, kto, kto_logsigmoid, kto_simple, kto_zero
 from trainers.outputs import LossOutput
-from trainers.requirements import formula
+from trainers.requirements import Requirement, formula
 from trainers.reward_shift import RewardShift
 
 
@@ -21,6 +22,25 @@ class UnpairedPreferenceTrainer(BasicTrainer):
     """
 
     roles = ("target",)
+    reads = ("desirable",)
+
+    @classmethod
+    def requirements(cls, loss: Any) -> list[Requirement]:
+        """As of any trainer, but responses are named by their labels, as losses are ordered.
+
+        Raises:
+            ValueError: for a tensor of `target`, which would be in the order of rows.
+        """
+        needs = super().requirements(loss)
+        for need in needs:
+            if need.role == "target" and cls.loss_groups is UnpairedPreferenceTrainer.loss_groups:
+                both = " and ".join(need.parameter.replace("target", side, 1) for side in ("chosen", "rejected"))
+                raise ValueError(
+                    f"{cls.__name__}.loss asks for {need.parameter}: in this family losses come desirable rows first, "
+                    f"so that responses are named by their labels. Take {both}, and return "
+                    "torch.cat([those of chosen, those of rejected])."
+                )
+        return needs
 
     @classmethod
     def select(cls, name: str, rows: Sequence[Row]) -> tuple[str, list[int]]:
@@ -32,6 +52,10 @@ class UnpairedPreferenceTrainer(BasicTrainer):
     def loss_groups(self, rows: Sequence[Row]) -> list[list[int]]:
         """Losses come desirable rows first, undesirable ones after them."""
         return [self.select(name, rows)[1] for name in ("chosen", "rejected")]
+
+    def reward_counts(self, groups: Sequence[Sequence[Any]]) -> tuple[int, int]:
+        """One for each desirable row, and one for each undesirable one."""
+        return len(groups[0]), len(groups[1])
 
     def reward_metrics(self, output: LossOutput) -> dict[str, torch.Tensor]:
         """Adds the share of (desirable, undesirable) combinations in the step that are ranked right, and by how much.
@@ -45,6 +69,11 @@ class UnpairedPreferenceTrainer(BasicTrainer):
             "rewards/margins": margins,
             "rewards/unpaired_accuracies": (margins > 0).float(),
         }
+        if output.extra and output.extra[0].numel() != 1:
+            raise ValueError(
+                f"{type(self).__name__}.loss returned a fourth value of shape {tuple(output.extra[0].shape)}; that is "
+                "the estimate of a KL, one number for the whole step: take its mean, or leave it out."
+            )
         if output.extra:
             metrics["rewards/KL_estimate"] = output.extra[0].reshape(1)
         return metrics

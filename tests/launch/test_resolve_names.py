@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dataloaders.resolve import find_source, resolve
-from launch.resolve import class_roles, loss_parameters
+from launch.resolve import class_words, loss_parameters
 
 
 @pytest.fixture
@@ -56,11 +56,11 @@ def test_a_wrong_name_is_an_error_that_helps(outside, name, message):
 
 def test_roles_and_parameters_are_inherited(outside):
     """Prevents that a loss is checked only when its class spells everything out itself."""
-    assert class_roles("KTOTrainer", "trainers") == ("target",)
-    assert class_roles("PairedPreferenceDataLoader", "dataloaders") == ("chosen", "rejected")
-    assert class_roles("my_package.losses.Inherits", "trainers") == ("chosen", "rejected")
-    assert class_roles("my_package.again.Renamed", "trainers") == ("chosen", "rejected")
-    assert class_roles("my_package.losses.Dotted", "trainers") == ("target", "extra")
+    assert class_words("KTOTrainer", "trainers") == ("target",)
+    assert class_words("PairedPreferenceDataLoader", "dataloaders") == ("chosen", "rejected")
+    assert class_words("my_package.losses.Inherits", "trainers") == ("chosen", "rejected")
+    assert class_words("my_package.again.Renamed", "trainers") == ("chosen", "rejected")
+    assert class_words("my_package.losses.Dotted", "trainers") == ("target", "extra")
     assert loss_parameters("my_package.losses.Dotted") == ("policy_target_token_logps",)
     assert "reference_chosen_logps" in loss_parameters("my_package.again.Renamed")
 
@@ -68,7 +68,7 @@ def test_roles_and_parameters_are_inherited(outside):
 @pytest.mark.parametrize("name", ["Dynamic", "Computed"])
 def test_what_the_text_cannot_tell_is_left_to_the_run(outside, name):
     """Prevents that a valid class is refused because its source is hard to read."""
-    assert class_roles(f"my_package.losses.{name}", "trainers") is None
+    assert class_words(f"my_package.losses.{name}", "trainers") is None
 
 
 def test_resolve_imports(outside):

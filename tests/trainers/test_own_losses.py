@@ -109,7 +109,7 @@ class MeanOverTokens(SFTTrainer):
 
 def test_an_undeclared_coupling_of_tokens_is_refused():
     """Prevents a loss of tokens whose result depends on micro-batches."""
-    with pytest.raises(ValueError, match=r"couples.*couples_examples = True"):
+    with pytest.raises(ValueError, match=r"divides by the number of tokens, and the loop does so too: return losses"):
         tiny.trainer(MeanOverTokens, "sft", reference_seed=None).computer.gradients(rows_of("sft"))
 
 
@@ -257,3 +257,99 @@ def test_a_reference_is_needed_only_where_it_is_named():
     """Prevents a loss that silently runs without its reference."""
     with pytest.raises(ValueError, match="use_reference_model"):
         tiny.trainer(DPOTrainer, "dpo", reference_seed=None)
+
+
+@pytest.mark.parametrize(("count", "coupled"), [(1, False), (3, False), (12, True)])
+def test_rewards_of_another_number_are_refused(count: int, coupled: bool):
+    """Prevents one reward that counts as everybody's, in averages that nobody can tell from right ones."""
+
+    class Miscounted(PairedPreferenceTrainer):
+        couples_examples = coupled
+
+        def loss(self, policy_chosen_logps, policy_rejected_logps):
+            rewards = policy_chosen_logps.detach()
+            return policy_rejected_logps - policy_chosen_logps, rewards.mean().expand(count), rewards
+
+    rows = rows_of("dpo")
+    trainer = tiny.trainer(Miscounted, "dpo", reference_seed=None, eval_rows=rows)
+    with pytest.raises(ValueError, match=rf"returned {count} rewards of chosen responses; .*, here {len(rows)}"):
+        trainer.evaluate()
+
+
+class Imitation(UnpairedPreferenceTrainer):
+    """Imitates what is desirable, and pushes the rest away half as hard."""
+
+    def loss(self, policy_chosen_logps, policy_rejected_logps):
+        """Desirable rows first."""
+        return torch.cat([-policy_chosen_logps, 0.5 * policy_rejected_logps])
+
+
+class DeclaredImitation(Imitation):
+    """The same, declared to couple examples."""
+
+    couples_examples = True
+
+
+@pytest.mark.parametrize("kind", [Imitation, DeclaredImitation])
+@pytest.mark.parametrize("budget", [1, 10**6])
+def test_a_weight_is_that_of_its_row_in_any_order_of_labels(kind, budget: int):
+    """Prevents weights in the order of rows where losses come desirable ones first."""
+    made = tiny.loader(UnpairedPreferenceDataLoader, 6, batch_size=100)
+    labels, weights = (False, True, True, False, False, True), (0.25, 4.0, 1.0, 0.0, 2.0, 0.5)
+    rows = [
+        replace(row, desirable=label, weight=weight)
+        for row, label, weight in zip(next(made.epoch(0))[:6], labels, weights, strict=True)
+    ]
+    options = {"reference_seed": None, "dtype": torch.float64}
+    trainer = tiny.trainer(kind, "kto", model__tokens_per_microbatch=budget, **options)
+    trainer.computer.gradients(rows)
+    expected = 0.0
+    for row in rows:
+
+        class OfOne(PairedPreferenceTrainer):
+            roles = ("target",)
+
+            def loss(self, policy_target_logps):
+                return -policy_target_logps
+
+        one = tiny.trainer(OfOne, "kto", **options)
+        one.computer.gradients([row])
+        expected = expected + tiny.gradients(one.policy) * (1.0 if row.desirable else -0.5) / len(rows)
+    assert tiny.relative(tiny.gradients(trainer.policy), expected) < 1e-6
+
+
+class Sqrt(PairedPreferenceTrainer):
+    """A loss that is not finite where the policy is the less sure."""
+
+    def loss(self, policy_chosen_logps, policy_rejected_logps):
+        """nan, always."""
+        return (policy_chosen_logps - policy_chosen_logps.detach() - 1).sqrt()
+
+
+def test_at_the_first_step_it_is_not_lr():
+    """Prevents the advice to lower lr where lr has done nothing yet."""
+    rows = rows_of("dpo")
+    trainer = tiny.trainer(Sqrt, "dpo", reference_seed=None, loss__beta=1e300)
+    with pytest.raises(ValueError, match=r"Before the first step it cannot be lr: look at loss\.beta=1e\+300 and at"):
+        trainer.step(torch.optim.SGD(trainer.policy.parameters()), rows, Averages())
+    trainer.step_idx = 1
+    with pytest.raises(ValueError, match=r"Lower lr, or look at these examples with mode=inspect"):
+        trainer.step(torch.optim.SGD(trainer.policy.parameters()), rows, Averages())
+
+
+@pytest.mark.parametrize(
+    ("divide", "message"),
+    [
+        (lambda one: one / len(one), r"divides by the number of examples, and the loop does so too"),
+        (lambda one: one.mean().expand(len(one)), r"couples .*Set `couples_examples = True`"),
+    ],
+)
+def test_a_division_is_told_from_a_coupling(divide, message: str):
+    """Prevents the advice to declare a coupling, by which a loss that divides by the count is divided twice."""
+
+    class Dividing(PairedPreferenceTrainer):
+        def loss(self, policy_chosen_logps, policy_rejected_logps):
+            return divide(policy_rejected_logps - policy_chosen_logps)
+
+    with pytest.raises(ValueError, match=message):
+        tiny.trainer(Dividing, "dpo", reference_seed=None).computer.gradients(rows_of("dpo"))
