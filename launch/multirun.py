@@ -42,7 +42,7 @@ def run_job(config: DictConfig, function: Callable[[DictConfig], dict[str, float
     """Runs a job of a multirun; a mistake of the user's or a machine that fails ends it alone."""
     start, metrics, message = time.monotonic(), {}, None
     try:
-        metrics = function(config)
+        metrics = function(config) or {}
     except (ValueError, OSError) as error:
         message = " ".join(str(error).split())
         print(f"train.py: {message}", file=sys.stderr)

@@ -19,7 +19,7 @@ def test_a_job_that_fails_does_not_keep_the_others_from_running(tmp_path):
     assert "is not finite" in lines[2] and "failed" not in lines[1] + lines[3]
     assert lines[4].startswith("1 of 3 jobs failed")
     again = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert again.returncode == 2 and again.stderr.count("nothing to do") == 2
+    assert again.returncode == 2 and again.stdout.count("nothing to do") == 2
 
 
 def test_the_table_has_a_line_for_each_job():
