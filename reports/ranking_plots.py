@@ -61,13 +61,16 @@ def draw_training(runs: Sequence[Run], metrics: Sequence[str], path: str | Path)
     from matplotlib.figure import Figure
 
     groups = _grouped(runs)
-    figure = Figure(figsize=(2.6 * len(groups) + 0.6, 2.1 * len(metrics) + 0.6), dpi=110, layout="constrained")
+    figure = Figure(figsize=(2.6 * len(groups) + 0.6, 2.1 * len(metrics) + 0.6), dpi=80, layout="constrained")
     panels = figure.subplots(len(metrics), len(groups), squeeze=False)
     drawn = 0
     for column, (loss, methods) in enumerate(groups.items()):
         for row, metric in enumerate(metrics):
-            drawn += _panel(panels[row][column], methods, metric)
-            panels[row][column].set_title(f"{_plain(loss)}: {metric}", fontsize=8)
+            has_curve = _panel(panels[row][column], methods, metric)
+            drawn += has_curve
+            title = f"{_plain(loss)}: {metric}" if has_curve else f"{_plain(loss)} has no {metric}"
+            panels[row][column].set_title(title, fontsize=8)
+            panels[row][column].axis("on" if has_curve else "off")
         panels[-1][column].set_xlabel("training examples", fontsize=7)
     if not drawn:
         raise ValueError(f"none of these runs has any of {', '.join(metrics)}")
@@ -97,7 +100,7 @@ def _panel(axes: Axes, methods: dict[str, list[Run]], metric: str) -> bool:
     key = f"{group}_{{split}}/{rest}" if rest else f"{group}/{{split}}"
     lines = {"train": {"linewidth": 0.8, "alpha": 0.35}, "eval": {"linewidth": 1.6, "marker": "o", "markersize": 3}}
     drawn = False
-    for number, (name, runs) in enumerate(sorted(methods.items())):
+    for number, (name, runs) in enumerate(sorted(methods.items(), key=_by_number)):
         for run in runs:
             for split, style in lines.items():
                 if values := points(run, split, key):
@@ -107,6 +110,17 @@ def _panel(axes: Axes, methods: dict[str, list[Run]], metric: str) -> bool:
     axes.tick_params(labelsize=6)
     axes.grid(color="0.92")
     return drawn
+
+
+def _by_number(item: tuple[str, list[Run]]) -> tuple[list[float], str]:
+    """Orders `lr=3e-06` before `lr=1e-05`."""
+    values = []
+    for part in item[0].split():
+        try:
+            values.append(float(part.rpartition("=")[2]))
+        except ValueError:
+            values.append(0.0)
+    return values, item[0]
 
 
 def _plain(text: str) -> str:

@@ -1,0 +1,126 @@
+"""mode=memory: what a training takes of each process's memory, reckoned from the model's shape; nothing is loaded."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from omegaconf import DictConfig
+
+from models.footprint import OPTIMIZER_BYTES, adapter_size, parts_of, transient_bytes
+
+SIZES = (24, 40, 80)
+"""GiB of what people have."""
+NF4 = 0.53
+"""Bytes of a weight in 4 bits, with the scale of each 64."""
+ALTERNATIVES = {
+    "as it is": {},
+    "model.activation_checkpointing=true": {"model.activation_checkpointing": True},
+    "model.lora.rank=16": {"model.lora.rank": 16},
+    "model.lora.rank=16 model.lora.quantize=nf4": {"model.lora.rank": 16, "model.lora.quantize": "nf4"},
+}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes of one process by what takes them, in the order in which they are shown.
+
+    Attributes:
+        reference: the reference model, which is not loaded once its values are cached.
+        passes: activations and what the head needs, at the peak of a pack.
+        gathered: with sharding, weights and gradients that are whole for a moment.
+        copy: in the CPU's memory, of what is being written in the background.
+    """
+
+    weights: float
+    working_copy: float
+    gradients: float
+    optimizer: float
+    reference: float
+    gathered: float
+    passes: float
+    copy: float
+
+    @property
+    def total(self) -> float:
+        """All but the copy."""
+        own = (self.weights, self.working_copy, self.gradients, self.optimizer)
+        return sum(own) + self.reference + self.gathered + self.passes
+
+
+def estimate(config: DictConfig) -> Estimate:
+    """What a config takes, on each of `distributed.processes`."""
+    model, shape = config.model, config.model.shape
+    size = _bytes(model.policy_dtype)
+    dtype = torch.bfloat16 if size == 2 else torch.float32
+    parts, adapter = parts_of(shape), model.lora.rank is not None
+    count = max(1, config.distributed.processes or 1)
+    shards = count if config.distributed.name == "fsdp" else 1
+    trained = adapter_size(shape, model.lora.rank) if adapter else parts.all
+    frozen = parts.all * size if adapter else 0.0
+    if model.lora.quantize is not None:
+        frozen = parts.block * parts.blocks * NF4 + parts.outside * size
+    half = size < 4
+    kept = parts.all if adapter or not config.distributed.get("reshard_after_forward", True) else 2 * parts.block
+    gathered = 0.0 if shards == 1 else (kept + parts.outside) * size + (0 if adapter else 4 * parts.outside)
+    borrowed = adapter and model.reference_dtype == model.policy_dtype
+    other = _bytes(model.reference_dtype)
+    needs_reference = config.loss.use_reference_model and not borrowed
+    state = OPTIMIZER_BYTES[config.optimizer] * trained
+    return Estimate(
+        weights=(4 * trained + frozen) / shards,
+        working_copy=0.0 if shards > 1 or not half else size * trained,
+        gradients=4 * trained / shards,
+        optimizer=state / shards,
+        reference=parts.all * other / shards if needs_reference else 0.0,
+        gathered=gathered,
+        passes=transient_bytes(shape, model.tokens_per_microbatch, dtype, model.activation_checkpointing),
+        copy=4 * trained + state if config.save_in_background else 0.0,
+    )
+
+
+def report(config: DictConfig) -> str:
+    """What mode=memory prints: the parts, and what else could be chosen."""
+    names = {
+        "weights": "weights in float32" if config.model.lora.rank is None else "weights, and an adapter",
+        "working_copy": "their copy in bfloat16",
+        "gradients": "gradients in float32",
+        "optimizer": f"state of {config.optimizer}",
+        "reference": "the reference (nothing once its values are cached)",
+        "gathered": "what is gathered of the shards at a time",
+        "passes": f"a pass over {config.model.tokens_per_microbatch} tokens",
+    }
+    found = estimate(config)
+    count = max(1, config.distributed.processes or 1)
+    kind = f"{count} x distributed={config.distributed.name}"
+    lines = [f"{config.model.name}, loss={config.loss.name}, {kind}: GiB a process"]
+    lines += [f"  {_gib(getattr(found, key))}  {name}" for key, name in names.items() if getattr(found, key)]
+    lines.append(f"  {_gib(found.total)}  in all")
+    if found.copy:
+        lines.append(f"  {_gib(found.copy)}  in the first process's CPU memory while a checkpoint is written")
+    lines += ["", f"{'GiB a process':<52}{'replicas':>10}{'sharded':>10}"]
+    for name, changes in ALTERNATIVES.items():
+        totals = [estimate(_changed(config, kind, changes)).total for kind in ("ddp", "fsdp")]
+        lines.append(f"{name:<52}" + "".join(f"{total / 2**30:>10.1f}" for total in totals))
+    fits = next((size for size in SIZES if found.total < 0.92 * size * 2**30), None)
+    lines += ["", f"It fits {fits} GiB." if fits else f"It does not fit {SIZES[-1]} GiB: see what could be chosen."]
+    return "\n".join(lines)
+
+
+def _changed(config: DictConfig, kind: str, changes: dict[str, object]) -> DictConfig:
+    from omegaconf import OmegaConf
+
+    changed = copy.deepcopy(config)
+    for key, value in {"distributed.name": kind, **changes}.items():
+        OmegaConf.update(changed, key, value)
+    return changed
+
+
+def _bytes(dtype: str) -> int:
+    """Of a number; `auto` stands for bfloat16, which most accelerators have."""
+    return 4 if dtype == "float32" else 2
+
+
+def _gib(number: float) -> str:
+    return f"{number / 2**30:8.2f}"
