@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import distributed
@@ -31,6 +33,20 @@ def barrier() -> None:
         distributed.barrier()
 
 
+def shares(costs: Sequence[int], count: int) -> list[list[int]]:
+    """Which items each of `count` processes takes, by what they cost: the costliest first, to who has least so far.
+
+    Every process gets the same answer, and its items in their order.
+    """
+    taken: list[list[int]] = [[] for _ in range(count)]
+    loads = [0] * count
+    for index in sorted(range(len(costs)), key=lambda index: -costs[index]):
+        process = min(range(count), key=loads.__getitem__)
+        taken[process].append(index)
+        loads[process] += costs[index]
+    return [sorted(some) for some in taken]
+
+
 def total(value: float) -> float:
     """The sum of a number over processes."""
     return sum(gather_objects(value))
@@ -43,6 +59,11 @@ def gather_objects(value: object) -> list:
     values: list = [None] * processes()
     distributed.all_gather_object(values, value)
     return values
+
+
+def of_first(compute: Callable[[], Any]) -> Any:
+    """What the first process computes, on every process."""
+    return gather_objects(compute() if rank() == 0 else None)[0]
 
 
 def gather(tensor: torch.Tensor) -> list[torch.Tensor]:

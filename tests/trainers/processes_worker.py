@@ -43,7 +43,7 @@ def compute(name: str, count: int) -> dict:
         kind, loss, reference_seed=1, dtype=torch.float64, eval_rows=rows, model__tokens_per_microbatch=60
     )
     averages = Averages()
-    result = trainer.computer.gradients(rows[distributed.rank() :: distributed.processes()])
+    result = trainer.computer.gradients(trainer.own(rows))
     trainer._collect(result, averages)
     trainer.remember(**trainer.computer.everywhere(result))
     train = averages.means() | {name: value.item() for name, value in trainer.loss_state.items()}

@@ -17,7 +17,7 @@ from tests.trainers.couplings import RunningMeanTrainer
 from trainers.metrics import Averages, MetricsLog
 from trainers.paired import DPOTrainer, PairedPreferenceTrainer
 from trainers.sft import SFTTrainer
-from trainers.step import NonFiniteError
+from trainers.finite import NonFiniteError
 from trainers.unpaired import KTOTrainer
 
 LOSSES = {
