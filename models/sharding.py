@@ -25,7 +25,9 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from models.compilation import blocks_of
+from models.logprobs import branch_logps
 from models.precision import adder
+from models.tree_rows import NOTHING
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -280,6 +282,10 @@ def shard(model: PreTrainedModel, sharding: Sharding) -> None:
     shards._weights = [weight for weight in model.parameters() if weight.requires_grad]
     shards.parameters = [nn.Parameter(weight.detach().to_local()) for weight in shards._weights]
     model.shards = shards
+    # FSDP2 looks at the weights in its first pass, and must see which are trained: a reference may come first, that is
+    # this model with its adapter off.
+    with torch.no_grad(), shards.gathered():
+        branch_logps(model, [NOTHING])
 
 
 def _end(shards: Shards, empty: nn.Parameter, whole: torch.Tensor) -> _End:
@@ -314,7 +320,7 @@ def _fully_shard(
         "mesh": mesh,
         "mp_policy": MixedPrecisionPolicy(low, sharding.reduce_dtype, cast_forward_inputs=False),
         "reshard_after_forward": sharding.reshard_after_forward,
-        "offload_policy": CPUOffloadPolicy() if sharding.cpu_offload else OffloadPolicy(),
+        "offload_policy": CPUOffloadPolicy(sharding.device.type == "cuda") if sharding.cpu_offload else OffloadPolicy(),
     }
     # A lean norm's output is a view of its own memory; nothing is ever added to it in place.
     warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
