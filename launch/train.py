@@ -44,6 +44,8 @@ def run(config: DictConfig) -> dict[str, float]:
     if config.model.compile:
         refuse_without_compiler(device)
     distributed.start(device)
+    if config.distributed.name == "fsdp" and distributed.processes() == 1:
+        log.info("distributed=fsdp: one process has nothing to share (torchrun --nproc-per-node N starts more of them)")
     locate(config.model.name_or_path, config.cache_dir)
     if config.model.load_from is not None:
         locate(config.model.load_from, config.cache_dir)

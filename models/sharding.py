@@ -206,10 +206,12 @@ class Shards:
     def _reduced(self, summed: _Sum, shape: Sequence[int], own: torch.Tensor) -> torch.Tensor:
         """This process's part of the sum of everybody's gradients of an end."""
         rows = -(-shape[0] // self._count)
-        given = torch.zeros(rows * self._count, *shape[1:], dtype=own.dtype, device=self.sharding.device)
-        if summed.grad is not None:
-            given[: shape[0]] = summed.grad
-            summed.grad = None
+        given, summed.grad = summed.grad, None
+        if given is None or len(given) < rows * self._count:
+            whole = torch.zeros(rows * self._count, *shape[1:], dtype=own.dtype, device=self.sharding.device)
+            if given is not None:
+                whole[: shape[0]] = given
+            given = whole
         part = given.new_empty(rows, *shape[1:])
         distributed.reduce_scatter_single(part, given, group=self._group)
         if self._replicas is not None:

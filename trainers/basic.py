@@ -239,10 +239,25 @@ class BasicTrainer:
         self.loss_state = {name: value.to(self.policy.device) for name, value in state.items() if name not in head}
 
     def own(self, rows: Sequence[Row]) -> list[Row]:
-        """This process's share of rows that all processes have, in their order; every one has about as many tokens."""
-        roles = {role for _, role in self.computer.roles}
-        costs = [len(row.prompt) + sum(len(row.responses[role].ids) for role in roles) for row in rows]
-        return [rows[index] for index in distributed.shares(costs, distributed.processes())[distributed.rank()]]
+        """This process's share of rows that all processes have, in their order; every one has about as many tokens.
+
+        Rows of one prompt stay together, which is then computed once, unless they are more than a process's share.
+        """
+        roles, count = {role for _, role in self.computer.roles}, distributed.processes()
+        if count == 1:
+            return list(rows)
+        sizes = [sum(len(row.responses[role].ids) for role in roles) for row in rows]
+        together: dict[bytes, list[int]] = {}
+        for index, row in enumerate(rows):
+            together.setdefault(row.prompt.tobytes(), []).append(index)
+
+        def cost(unit: list[int]) -> int:
+            return len(rows[unit[0]].prompt) + sum(sizes[index] for index in unit)
+
+        most = sum(map(cost, together.values())) / count
+        units = [one for unit in together.values() for one in ([unit] if cost(unit) <= most else [[i] for i in unit])]
+        mine = distributed.shares([cost(unit) for unit in units], count)[distributed.rank()]
+        return [rows[index] for index in sorted(index for unit in mine for index in units[unit])]
 
     def tokens(self, rows: Sequence[Row]) -> int:
         """Tokens of the sequences that are trained on, each prompt counted with each of its responses."""

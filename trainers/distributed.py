@@ -20,6 +20,13 @@ def start(device: torch.device) -> None:
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
 
+def leave() -> None:
+    """Parts from the other processes, once all of them have come to the end: a process that just ends may abort."""
+    if distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
+
+
 def rank() -> int:
     return distributed.get_rank() if distributed.is_initialized() else 0
 
