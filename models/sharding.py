@@ -11,6 +11,7 @@ tensor, so that each optimizer works as ever. A weight is cut along its first di
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -260,7 +261,7 @@ def shard(model: PreTrainedModel, sharding: Sharding) -> None:
     """
     blocks = blocks_of(model)
     _refuse(model, blocks)
-    mesh = _mesh(sharding)
+    mesh = _mesh(sharding.device.type, sharding.hybrid)
     shards = Shards(model, sharding, mesh)
     sources = {name: weight.data for name, weight in model.named_parameters()}
     _refuse_different({name: (tuple(one.shape), str(one.dtype)) for name, one in sources.items()})
@@ -299,10 +300,11 @@ def _end(shards: Shards, empty: nn.Parameter, whole: torch.Tensor) -> _End:
     return _End(weight, [], _Sum(weight.dtype) if weight.requires_grad else None)
 
 
-def _mesh(sharding: Sharding) -> DeviceMesh:
+@functools.cache  # for policy and reference one: each has communicators of its own
+def _mesh(kind: str, hybrid: bool) -> DeviceMesh:
     """All processes, or hosts by processes of a host."""
-    count, kind = distributed.get_world_size(), sharding.device.type
-    if not sharding.hybrid:
+    count = distributed.get_world_size()
+    if not hybrid:
         return init_device_mesh(kind, (count,), mesh_dim_names=("shard",))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", count))
     if count % local:

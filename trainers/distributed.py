@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import distributed
+
+LONGEST_WAIT = timedelta(hours=2)
+"""The first process may load a large model, or hash it, while the others wait."""
 
 
 def start(device: torch.device) -> None:
@@ -17,7 +21,7 @@ def start(device: torch.device) -> None:
 
         TorchDistributedEnvironment().export(overwrite=False)  # what torchrun sets: RANK, WORLD_SIZE, MASTER_ADDR, ...
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
 
 
 def leave() -> None:
