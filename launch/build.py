@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from models.reference import Reference
+    from models.sharding import Sharding
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,25 @@ def settle_dtypes(config: DictConfig, device: torch.device) -> None:
     for key in ("policy_dtype", "reference_dtype"):
         if config.model[key] == "auto":
             config.model[key] = str(fastest_dtype(device)).removeprefix("torch.")
+
+
+def build_sharding(config: DictConfig, device: torch.device) -> Sharding | None:
+    """How the policy is sharded; None where every process holds it whole, and where there is only one."""
+    import torch
+
+    from trainers import distributed
+
+    options = config.distributed
+    if options.name != "fsdp" or distributed.processes() == 1:
+        return None
+    if device.type == "mps":
+        raise ValueError("distributed=fsdp works on a CPU and on GPUs with CUDA, not on mps: use device=cpu.")
+    from models.sharding import Sharding
+
+    return Sharding(
+        device, getattr(torch, config.model.policy_dtype), getattr(torch, options.reduce_dtype),
+        options.reshard_after_forward, options.cpu_offload, options.hybrid,
+    )  # fmt: skip
 
 
 def build_tokenizer(config: DictConfig, saved_policy: str | None = None) -> PreTrainedTokenizerBase:
@@ -111,18 +132,22 @@ def build_loader(config: DictConfig, example_tokenizer: ExampleTokenizer, split:
     return kind(build_sources(config, split), example_tokenizer, **options)
 
 
-def build_model(config: DictConfig, device: torch.device, load_from: str | None) -> PreTrainedModel:
-    """The model with float32 weights; `load_from` other weights for it."""
+def build_model(
+    config: DictConfig, device: torch.device, load_from: str | None, empty: bool = False
+) -> PreTrainedModel:
+    """The model with float32 weights; `load_from` other weights for it. An empty one has none, on the meta device."""
     from models.loading import load_model
 
     model = config.model
     shape: Mapping[str, Any] = OmegaConf.to_container(model.shape, resolve=True)
 
     def load(attention: str) -> PreTrainedModel:
-        return load_model(
+        loaded = load_model(
             model.name_or_path, cache_dir=config.cache_dir, load_from=load_from, shape=shape, seed=config.seed,
             revision=model.revision, attn_implementation=attention, trust_remote_code=model.trust_remote_code,
-        ).to(device)  # fmt: skip
+            empty=empty,
+        )  # fmt: skip
+        return loaded if empty else loaded.to(device)
 
     try:
         return load(model.attn_implementation)
@@ -134,10 +159,17 @@ def build_model(config: DictConfig, device: torch.device, load_from: str | None)
 
 
 def build_start(config: DictConfig, device: torch.device) -> PreTrainedModel:
-    """What policy and reference start from, `load_from` included, with 4-bit weights where the config wants them."""
+    """What policy and reference start from, `load_from` included, with 4-bit weights where the config wants them.
+
+    Of a model that is to be sharded the first process has the weights, in the CPU's memory, and the others have none.
+    """
     import torch
 
+    from trainers import distributed
+
     model = config.model
+    if build_sharding(config, device) is not None:
+        return build_model(config, torch.device("cpu"), model.load_from, empty=distributed.rank() > 0)
     if model.lora.quantize is None:
         return build_model(config, device, model.load_from)
     from models.quantization import quantize, refuse_device
@@ -153,12 +185,28 @@ def build_saved(config: DictConfig, device: torch.device, saved: str | None) -> 
     return build_start(config, device) if saved is None else build_model(config, device, saved)
 
 
-def build_policy(config: DictConfig, start: PreTrainedModel, reference: Reference | None) -> PreTrainedModel:
-    """The model that is trained: `start` itself, all of it or with a LoRA adapter, which the reference does without."""
+def build_policy(
+    config: DictConfig, start: PreTrainedModel, reference: Reference | None, sharding: Sharding | None = None
+) -> PreTrainedModel:
+    """The model that is trained: `start` itself, all of it or with a LoRA adapter, which the reference does without.
+
+    Args:
+        sharding: how it is sharded; see `build_sharding`.
+    """
+    _prepare_policy(config, start, reference)
+    if sharding is not None:
+        from models.sharding import shard
+
+        shard(start, sharding)
+    return start
+
+
+def _prepare_policy(config: DictConfig, start: PreTrainedModel, reference: Reference | None) -> None:
     import torch
 
     from models import lora
     from models.reference_cache import weights_digest
+    from trainers import distributed
 
     model = config.model
     if model.compile:
@@ -168,14 +216,15 @@ def build_policy(config: DictConfig, start: PreTrainedModel, reference: Referenc
     if model.activation_checkpointing:
         start.activation_checkpointing_enable({"use_reentrant": False})
     if model.lora.rank is None:
-        return start.requires_grad_(True)
+        start.requires_grad_(True)
+        return
     targets = None if model.lora.targets is None else list(model.lora.targets)
     adapter = lora.Adapter(model.lora.rank, model.lora.alpha, model.lora.dropout, targets)
-    base = lora.Base(model.name_or_path, model.load_from, config.seed, weights_digest(start), model.lora.quantize)
+    digest = distributed.of_first(lambda: weights_digest(start))
+    base = lora.Base(model.name_or_path, model.load_from, config.seed, digest, model.lora.quantize)
     lora.add_adapter(start, adapter, base, getattr(torch, model.policy_dtype), config.seed)
     if reference is not None and model.reference_dtype == model.policy_dtype:
         reference.borrow(start, lambda: lora.without_adapter(start))
-    return start
 
 
 def build_reference(config: DictConfig, device: torch.device, start: PreTrainedModel | None = None) -> Reference | None:
@@ -190,6 +239,7 @@ def build_reference(config: DictConfig, device: torch.device, start: PreTrainedM
 
     from models.reference import Reference
     from models.reference_cache import ReferenceCache, folder_for, weights_digest
+    from trainers import distributed
 
     dtype = getattr(torch, config.model.reference_dtype)
 
@@ -201,9 +251,12 @@ def build_reference(config: DictConfig, device: torch.device, start: PreTrainedM
             compile_blocks(model)
         return model
 
+    sharding = build_sharding(config, device)
+    if sharding is not None:
+        sharding = replace(sharding, dtype=dtype, reshard_after_forward=True)  # it goes forward only
     if not config.cache_reference:
-        return Reference(load, dtype)
+        return Reference(load, dtype, sharding=sharding)
     loaded = load() if start is None else None
-    digest = weights_digest(loaded if start is None else start)
+    digest = distributed.of_first(lambda: weights_digest(loaded if start is None else start))
     cache = ReferenceCache(folder_for(config.cache_dir, digest, dtype, device))
-    return Reference(load if loaded is None else lambda: loaded, dtype, cache)
+    return Reference(load if loaded is None else lambda: loaded, dtype, cache, sharding)

@@ -68,6 +68,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.policy_dtype": ("float32", "bfloat16", "auto"),
     "model.reference_dtype": ("float32", "bfloat16", "auto"),
     "model.lora.quantize": ("nf4",),
+    "distributed.reduce_dtype": ("float32", "bfloat16"),
     "loss.divergence": ("reverse_kl", "forward_kl", "js", "alpha"),
     "loss.reward_shift": ("running_mean", "none"),
     "loss.nll_reduction": ("sum", "mean"),

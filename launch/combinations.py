@@ -27,6 +27,7 @@ def check_combinations(config: DictConfig, script: str) -> None:
             that is missing or empty; training on test-only data; overwriting a run that is read from.
     """
     _check_bitsandbytes(config, script)
+    _check_sharding(config, script)
     check_loss(config.loss)
     _check_parts(config.loss)
     _check_reference(config)
@@ -66,6 +67,22 @@ def _check_bitsandbytes(config: DictConfig, script: str) -> None:
         need_bitsandbytes(setting)
     if script == "train.py" and config.optimizer.endswith("8bit"):
         need_bitsandbytes(f"optimizer={config.optimizer}")
+
+
+def _check_sharding(config: DictConfig, script: str) -> None:
+    """Refuses what a sharded model does not have."""
+    if config.distributed.name != "fsdp":
+        return
+    if script == "eval.py":
+        raise ValueError("distributed=fsdp: eval.py works in one process: leave it out.")
+    lora = config.model.lora
+    for wrong, setting, fix in (
+        (lora.quantize is not None, f"model.lora.quantize={lora.quantize}", "which a process holds whole"),
+        (config.model.compile, "model.compile=true", "which has not been tried with it"),
+        (config.optimizer.endswith("8bit"), f"optimizer={config.optimizer}", "whose state cannot be cut"),
+    ):
+        if wrong:
+            raise ValueError(f"distributed=fsdp and {setting}, {fix}: set distributed=ddp, or leave the second out.")
 
 
 def _check_overwritten(config: DictConfig) -> None:

@@ -52,9 +52,14 @@ def run_job(config: DictConfig, function: Callable[[DictConfig], dict[str, float
 
 def conclude() -> int:
     """Prints what became of each job; returns the exit code, 2 when one of them failed."""
+    from trainers import distributed
+
     if len(_jobs) > 1:
         print(table(_jobs), file=sys.stderr)
-    return 2 if any(job.error is not None for job in _jobs) else 0
+    if any(job.error is not None for job in _jobs):
+        return 2
+    distributed.leave()
+    return 0
 
 
 def table(jobs: list[Job]) -> str:

@@ -34,7 +34,7 @@ NOT_COMPARED = frozenset(
         *("resume", "save_every", "keep_last", "keep_optimizer", "save_in_background"),
     }
 )
-"""Keys that do not change what a training run computes (`wandb` and its keys neither)."""
+"""Keys that do not change what a training run computes (`wandb`, `distributed` and their keys neither)."""
 MAY_CHANGE = frozenset(
     {
         *("n_epochs", "n_examples", "n_eval_examples", "eval_every", "do_first_eval", "keep_best"),
@@ -247,7 +247,7 @@ def differences(saved: DictConfig, config: DictConfig) -> dict[str, str]:
 
     def compared(one: DictConfig) -> dict[str, Any]:
         flat = flatten(OmegaConf.to_container(one, resolve=True))
-        return {key: value for key, value in flat.items() if key not in NOT_COMPARED and not key.startswith("wandb.")}
+        return {k: v for k, v in flat.items() if k not in NOT_COMPARED and not k.startswith(("wandb.", "distributed."))}
 
     before, now = compared(saved), compared(config)
     return {

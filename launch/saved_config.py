@@ -37,6 +37,8 @@ A mistake is reported in one line; AUREOLE_TRACEBACK=1 shows the traceback as we
 NOT_TAKEN_OVER = ("mode", "overwrite", "model.trust_remote_code")
 """What train.py was told to do is not what eval.py is told to do, and who trusted code is not who would run it now."""
 SELECTS = ("model", "loss")
+ONE_PROCESS = "distributed"
+"""The config group that says how many processes share a training; eval.py has one, however the run was trained."""
 _CLASSES = {"trainer": "trainers", "dataloader": "dataloaders"}
 OURS = ("dataloaders", "launch", "models", "trainers")
 
@@ -117,6 +119,9 @@ def _laid_over(composer: Composer, overrides: list[Override], saved: DictConfig)
     for section in (*SELECTS, SEVERAL):
         if section not in saved or not isinstance(saved[section], DictConfig):
             raise ValueError(f"the saved config has no section {section}, so it is no config of a run.")
+    for override in overrides:
+        if override.key_or_group == ONE_PROCESS:
+            raise ValueError(f"{override.input_line}: eval.py works in one process: leave it out.")
     wanted = _wanted_datasets(composer, overrides, saved)
     known = [name for name in wanted if name in composer.choices[SEVERAL]]
     lines = [f"{SEVERAL}=[{','.join(known)}]"] if known else []
@@ -176,7 +181,11 @@ def _overlay(schema: DictConfig, saved: DictConfig) -> DictConfig:
     expected = flatten(OmegaConf.to_container(schema, resolve=False))
     dropped = []
     for key, value in flatten(OmegaConf.to_container(saved, resolve=True)).items():
-        if key in NOT_TAKEN_OVER or (key.startswith(f"{SEVERAL}.") and key.split(".")[1] not in schema[SEVERAL]):
+        if (
+            key in NOT_TAKEN_OVER
+            or key.startswith(f"{ONE_PROCESS}.")
+            or (key.startswith(f"{SEVERAL}.") and key.split(".")[1] not in schema[SEVERAL])
+        ):
             continue
         if key in expected:
             OmegaConf.update(config, key, value, merge=False)

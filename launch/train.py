@@ -44,6 +44,8 @@ def run(config: DictConfig) -> dict[str, float]:
     if config.model.compile:
         refuse_without_compiler(device)
     distributed.start(device)
+    if config.distributed.name == "fsdp" and distributed.processes() == 1:
+        log.info("distributed=fsdp: one process has nothing to share (torchrun --nproc-per-node N starts more of them)")
     locate(config.model.name_or_path, config.cache_dir)
     if config.model.load_from is not None:
         locate(config.model.load_from, config.cache_dir)
@@ -177,7 +179,8 @@ def _trainer(
     check_rope(start, config.model.max_length)
     reference = build.build_reference(config, device, start)
     trainer = kind(
-        config, tokenizer, build.build_policy(config, start, reference), reference, train_loader,
+        config, tokenizer, build.build_policy(config, start, reference, build.build_sharding(config, device)),
+        reference, train_loader,
         eval_loader.fixed_rows(config.n_eval_examples) if eval_loader is not None else (), folder,
     )  # fmt: skip
     rehearse(trainer, trainer.policy.device)
@@ -235,8 +238,9 @@ def check_rope(model: object, max_length: int) -> None:
 
 
 def check_weights(model: object) -> None:
-    """A weight that is not finite would make every loss nan."""
-    bad = [name for name, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())]
+    """A weight that is not finite would make every loss nan. Of an empty model another process looks at the weights."""
+    there = {name: weight for name, weight in model.named_parameters() if not weight.is_meta}
+    bad = [name for name, weight in there.items() if not bool(torch.isfinite(weight).all())]
     if bad:
         raise ValueError(
             f"{len(bad)} weights of the model are not finite (nan or inf), {bad[0]} the first of them: the checkpoint "

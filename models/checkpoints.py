@@ -91,6 +91,8 @@ class Checkpoint:
         loss_state: what the loss remembers; a loss that has a state gets it back by `read_loss_state`.
         resume: what going on with the training needs beside all that (see `trainers.resume`); None: nothing is kept.
         copied: the weights are a copy, so that training may go on while it is written.
+        contents: `policy_contents` of a sharded model, which all processes have to make; it and `resume` are in memory
+            of their own then.
     """
 
     model: PreTrainedModel
@@ -100,11 +102,16 @@ class Checkpoint:
     loss_state: dict[str, torch.Tensor] = field(default_factory=dict)
     resume: dict[str, Any] | None = None
     copied: bool = False
+    contents: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         keep = copied if self.copied else on_cpu
-        self._contents = keep({"step_idx": self.step_idx, "metrics": self.metrics, **_weights(self.model)})
-        self._loss_state, self.resume = keep(self.loss_state), keep(self.resume)
+        self._loss_state = keep(self.loss_state)
+        if self.contents is not None:
+            keep = on_cpu
+        weights = policy_contents(self.model) if self.contents is None else self.contents
+        self._contents = keep({"step_idx": self.step_idx, "metrics": self.metrics, **weights})
+        self.resume, self.contents = keep(self.resume), None
 
     def write(self, folder: Path) -> None:
         """Writes policy.pt, and what is needed to use it: the model's config, its generation settings, the tokenizer.
@@ -157,12 +164,20 @@ def _mapped(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any
     return value
 
 
-def _weights(model: PreTrainedModel) -> dict[str, Any]:
+def policy_contents(model: PreTrainedModel) -> dict[str, Any]:
+    """What policy.pt holds of a model: `state`, and of one with an adapter `adapter`.
+
+    Of a sharded model all processes call it, and the first one gets the weights, the others None for each.
+    """
     from models.lora import has_adapter, saved_adapter
+    from models.sharding import shards_of
 
     if has_adapter(model):
         return saved_adapter(model)
-    return {"state": dict(model.state_dict())}
+    shards = shards_of(model)
+    if shards is None:
+        return {"state": dict(model.state_dict())}
+    return {"state": shards.whole_weights(model.state_dict(keep_vars=True))}
 
 
 def write_folder(target: Path, fill: Callable[[Path], None]) -> None:

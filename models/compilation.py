@@ -24,15 +24,20 @@ def compile_blocks(model: PreTrainedModel, backend: str = "inductor") -> None:
     Raises:
         ValueError: when the model is no stack of blocks.
     """
-    stacks = [one for one in model.modules() if isinstance(one, torch.nn.ModuleList)]
-    if not stacks:
+    blocks = blocks_of(model)
+    if not blocks:
         raise ValueError(f"{type(model).__name__} is no stack of blocks: set model.compile=false.")
     AttentionInterface.register(tree_attention.NAME, torch.compiler.disable(tree_attention.attend))
-    layers = model.config.get_text_config().num_hidden_layers
-    blocks = next((one for one in stacks if len(one) == layers), max(stacks, key=len))
     for block in blocks:
         block.compile(dynamic=True, backend=backend)
     model.has_compiled_blocks = True
+
+
+def blocks_of(model: PreTrainedModel) -> list[torch.nn.Module]:
+    """A model's transformer blocks in their order; none where it is no stack of them."""
+    stacks = [one for one in model.modules() if isinstance(one, torch.nn.ModuleList)]
+    layers = model.config.get_text_config().num_hidden_layers
+    return list(next((one for one in stacks if len(one) == layers), max(stacks, key=len, default=[])))
 
 
 def refuse_without_compiler(device: torch.device) -> None:

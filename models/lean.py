@@ -64,10 +64,12 @@ def _offset_of_norm(module: torch.nn.Module) -> float | None:
     weights = dict(module.named_parameters())
     if not type(module).__name__.endswith("RMSNorm") or weights.keys() != {"weight"} or _epsilon(module) is None:
         return None
-    weight = weights["weight"].detach()
-    tried = torch.linspace(-1, 2, 2 * len(weight), device=weight.device, dtype=torch.float32).view(2, -1)
+    own = weights["weight"]  # maybe without values, or a part of them: others are tried in their place
+    device = "cpu" if own.is_meta else own.device
+    weight = torch.linspace(0.5, 1.5, len(own), device=device).to(own.dtype)
+    tried = torch.linspace(-1, 2, 2 * len(own), device=device, dtype=torch.float32).view(2, -1)
     with torch.no_grad():
-        given = module(tried.to(weight.dtype)).float()
+        given = torch.func.functional_call(module, {"weight": weight}, (tried.to(own.dtype),)).float()
     errors = {}
     for offset in (0.0, 1.0):
         ours = F.rms_norm(tried, weight.shape, weight.float() + offset, _epsilon(module))

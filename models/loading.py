@@ -159,6 +159,7 @@ def load_model(
     dtype: torch.dtype | None = None,
     attn_implementation: str = "sdpa",
     trust_remote_code: bool = False,
+    empty: bool = False,
 ) -> PreTrainedModel:
     """A causal language model with float32 weights (or `dtype`), dropout off, in eval mode.
 
@@ -167,6 +168,7 @@ def load_model(
         load_from: other weights of the same architecture: a policy.pt (absolute, or in `cache_dir`) or a folder.
         shape: the `shape:` of the model's YAML; needed for random weights.
         seed: of random weights.
+        empty: without weights, on the meta device: nothing but the architecture is read.
 
     Raises:
         ValueError: for weights that are missing, would execute code, or belong to another architecture.
@@ -174,7 +176,7 @@ def load_model(
     import torch
     from transformers import AutoModelForCausalLM
 
-    from models.checkpoints import load_errors, read_policy
+    from models.checkpoints import read_policy
 
     dtype = dtype or torch.float32
     base = prepare(locate(name_or_path, cache_dir), cache_dir)
@@ -182,7 +184,9 @@ def load_model(
     if base.kind == "hub":
         options["revision"] = revision
     source = base if load_from is None else prepare(locate(load_from, cache_dir), cache_dir)
-    if source.kind == "random":
+    if empty:
+        model = _without_weights(_architecture(_describes(base, source), shape, options), options)
+    elif source.kind == "random":
         config = _architecture(source, shape, options)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -199,14 +203,23 @@ def load_model(
             # A folder is loaded by its own config: one of another model would be loaded in the place of `base`.
             wanted, found = (_weights_of(_architecture(one, shape, options), options) for one in (base, source))
             _refuse_other_architecture(source, _differences(wanted, found))
-        try:
-            model, info = AutoModelForCausalLM.from_pretrained(source.path, output_loading_info=True, **options)
-        except load_errors() as error:
-            raise _unreadable(source, error) from error
-        # What a hub checkpoint has beyond the model (buffers of older versions, say) is left alone, with a warning.
-        _refuse_other_architecture(source, {key: info[key] for key in ("missing_keys", "mismatched_keys")})
+        model = _model_from_folder(source, options)
     turn_dropout_off(model)
     return model.eval()
+
+
+def _model_from_folder(source: Weights, options: dict[str, Any]) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    from models.checkpoints import load_errors
+
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(source.path, output_loading_info=True, **options)
+    except load_errors() as error:
+        raise _unreadable(source, error) from error
+    # What a hub checkpoint has beyond the model (buffers of older versions, say) is left alone, with a warning.
+    _refuse_other_architecture(source, {key: info[key] for key in ("missing_keys", "mismatched_keys")})
+    return model
 
 
 def _model_from_adapter(
@@ -234,7 +247,7 @@ def _model_from_policy(
 ) -> PreTrainedModel:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    config = _architecture(base if base.kind != "policy" else source, shape, options)
+    config = _architecture(_describes(base, source), shape, options)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f"{type(config).__name__} is no causal language model that transformers has built in.")
     _refuse_other_architecture(source, _differences(_weights_of(config, options), state))
@@ -267,11 +280,22 @@ def _architecture(weights: Weights, shape: Mapping[str, Any] | None, options: di
 
 def _weights_of(config: PretrainedConfig, options: dict[str, Any]) -> dict[str, torch.Tensor]:
     """The weights that a model of this config has, without their values."""
+    return _without_weights(config, {"trust_remote_code": options["trust_remote_code"]}).state_dict()
+
+
+def _without_weights(config: PretrainedConfig, options: dict[str, Any]) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=options["trust_remote_code"]).state_dict()
+        return AutoModelForCausalLM.from_config(
+            config, **{key: value for key, value in options.items() if key != "revision"}
+        )
+
+
+def _describes(base: Weights, source: Weights) -> Weights:
+    """Which of the two says what the model is: a policy.pt is weights for another one, where there is one."""
+    return base if source.kind == "policy" and base.kind != "policy" else source
 
 
 def _differences(wanted: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:

@@ -16,6 +16,7 @@ import torch
 from models.optional import hush_bitsandbytes
 from models.precision import cast_weights
 from models.quantization import dequantize, quantize
+from models.sharding import shards_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -93,7 +94,11 @@ def adapter_weights(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 def saved_adapter(model: PreTrainedModel) -> dict[str, Any]:
     """What policy.pt holds of a model with an adapter, in the place of its weights: `state` and `adapter`."""
-    state = {name: weight.detach().cpu() for name, weight in adapter_weights(model).items()}
+    weights, shards = adapter_weights(model), shards_of(model)
+    if shards is None:
+        state = {name: weight.detach().cpu() for name, weight in weights.items()}
+    else:
+        state = shards.whole_weights(weights)
     return {"state": state, "adapter": {**asdict(model.adapter), "base": asdict(model.adapter_base)}}
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -47,7 +48,7 @@ def summed_gradient(weight: torch.Tensor) -> torch.Tensor:
     """
     owner = getattr(weight, "copy_of", weight)
     if owner.grad is None:
-        owner.grad = torch.zeros_like(owner)
+        owner.grad = torch.zeros_like(weight, dtype=owner.dtype)
     return owner.grad
 
 
@@ -76,7 +77,7 @@ class WorkingCopy:
         for weight, copy in zip(self._weights, self._copies, strict=True):
             copy.copy_of = weight
             if copy.requires_grad:
-                copy.register_post_accumulate_grad_hook(_adder(weight))
+                copy.register_post_accumulate_grad_hook(adder(weight))
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -91,7 +92,9 @@ class WorkingCopy:
                 module._parameters[name] = weight
 
 
-def _adder(weight: torch.nn.Parameter) -> Callable[[torch.Tensor], None]:
+def adder(weight: Any) -> Callable[[torch.Tensor], None]:
+    """A hook for a copy of a weight that adds its gradient to the weight's (of `weight.dtype`), and frees it."""
+
     def add(copy: torch.Tensor) -> None:
         if copy.grad is None:  # it was added where it was made
             return

@@ -15,7 +15,8 @@ from models.logprobs import branch_logps, cut
 from models.precision import cast_weights
 from models.probe import use_tree_rows
 from models.reference_cache import ReferenceCache
-from models.tree_rows import Branch, TreeRow
+from models.sharding import Sharding, any_process, gathered, in_step, shard, shards_of
+from models.tree_rows import NOTHING, Branch, TreeRow
 
 
 class Reference:
@@ -25,6 +26,7 @@ class Reference:
         load: gives the model; called at the first row that is not known yet.
         dtype: compute dtype.
         cache: where values are kept; by default in memory, for this run alone.
+        sharding: how its model is sharded; None keeps it whole. All processes call everything together then.
     """
 
     def __init__(
@@ -32,13 +34,20 @@ class Reference:
         load: Callable[[], PreTrainedModel],
         dtype: torch.dtype = torch.float32,
         cache: ReferenceCache | None = None,
+        sharding: Sharding | None = None,
     ):
         self._load = load
         self._within: Callable[[], AbstractContextManager[None]] = nullcontext
         self._model: PreTrainedModel | None = None
         self._dtype = dtype
         self._moved = False
+        self._sharding = sharding
         self.cache = ReferenceCache() if cache is None else cache
+
+    @property
+    def sharded(self) -> bool:
+        """Whether its model is sharded, or will be once it is loaded."""
+        return self._sharding is not None
 
     def borrow(self, model: PreTrainedModel, within: Callable[[], AbstractContextManager[None]]) -> None:
         """Uses a model that is there already: inside `within()` it computes what the reference does."""
@@ -52,6 +61,8 @@ class Reference:
             self._model = self._load().requires_grad_(False).eval()
             if self._dtype == torch.bfloat16:
                 cast_weights(self._model, self._dtype)
+            if self._sharding is not None:
+                shard(self._model, self._sharding)
             use_tree_rows(self._model)
         return self._model
 
@@ -65,15 +76,21 @@ class Reference:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: values that are not on disk, and weights that are no longer those of the start."""
-        weights = list(self.model.parameters()) if self._moved else []
-        return {"values": self.cache.state(), "weights": [weight.detach() for weight in weights]}
+        weights = dict(self.model.named_parameters()) if self._moved else {}
+        shards = None if not weights else shards_of(self.model)
+        kept = weights if shards is None else shards.whole_weights(weights)
+        return {
+            "values": self.cache.state(),
+            "weights": [one if one is None else one.detach() for one in kept.values()],
+        }
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Any]) -> None:
         """Takes back what `state` gave."""
         if state["weights"]:
+            shards = shards_of(self.model)
             for own, other in zip(self.model.parameters(), state["weights"], strict=True):
-                own.copy_(other)
+                own.copy_(other) if shards is None else shards.put(own, other)
             self.cache.forget()
             self._moved = True
         self.cache.load_state(state["values"])
@@ -90,10 +107,16 @@ class Reference:
         """
         keys = [[key_of(row, branch) for branch in row.branches] for row in rows]
         flat = [key for some in keys for key in some]
-        if not self.cache.has(flat):
+        unknown = not self.cache.has(flat)
+        if self._sharding is not None:
+            unknown = any_process(unknown, self._sharding.device)
+        if unknown:
             start, model, values = time.perf_counter(), self.model, {}
-            with self._within():
-                for group in cut(model, rows, budget):
+            with self._within(), gathered(model):
+                for group in in_step(model, cut(model, rows, budget)):
+                    if group is None:
+                        branch_logps(model, [NOTHING])
+                        continue
                     parts = branch_logps(model, [rows[index] for index in group])
                     names = [key for index in group for key in keys[index]]
                     values |= {key: part.cpu() for key, part in zip(names, parts, strict=True)}

@@ -33,6 +33,10 @@ class TreeRow:
         return len(self.prompt) + sum(len(branch.ids) for branch in self.branches)
 
 
+NOTHING = TreeRow(np.zeros(1, dtype=np.int32), [Branch(np.zeros(1, dtype=np.int32), np.zeros(1, dtype=bool))])
+"""What a process computes that takes part in a forward pass of others and has no row for it."""
+
+
 class Stretch(NamedTuple):
     """Tokens of a pack that follow each other on one path: those of a branch, the first branch's with its prompt.
 

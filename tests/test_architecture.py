@@ -38,6 +38,7 @@ _ENGINE = tuple(
         "quantization",
         "reference",
         "reference_cache",
+        "sharding",
         "generation/hf",
     )
 )

@@ -18,13 +18,14 @@ from models.reference import Reference
 from models.value_head import ValueHead
 from trainers import distributed
 from trainers.checkpointing import Checkpointing
+from trainers.finite import NonFiniteError, describe
 from trainers.loop import Loop
 from trainers.metrics import Averages, Clock, MetricsLog, peak_memory_gb
 from trainers.optimization import clip_gradients
 from trainers.outputs import LossOutput, StepResult, Tensors
 from trainers.requirements import Requirement, refuse_no_method, requirements
 from trainers.resume import Resume
-from trainers.step import NonFiniteError, StepComputer, describe
+from trainers.step import StepComputer
 
 
 class BasicTrainer:
@@ -222,7 +223,8 @@ class BasicTrainer:
             own = [*self.value_head.parameters()]
             clip_gradients(own, self.config.model.v_head_max_grad_norm)
             policy = policy[: -len(own)]
-        return clip_gradients(policy, self.config.model.max_grad_norm)
+        shards = self.computer.shards
+        return clip_gradients(policy, self.config.model.max_grad_norm, None if shards is None else shards.total)
 
     def state_of_loss(self) -> Tensors:
         """What a checkpoint keeps beside the policy: what the loss remembers, and the weights of a value head."""
@@ -236,6 +238,27 @@ class BasicTrainer:
             self.value_head.load_state_dict({name.removeprefix("value_head."): value for name, value in head.items()})
         self.loss_state = {name: value.to(self.policy.device) for name, value in state.items() if name not in head}
 
+    def own(self, rows: Sequence[Row]) -> list[Row]:
+        """This process's share of rows that all processes have, in their order; every one has about as many tokens.
+
+        Rows of one prompt stay together, which is then computed once, unless they are more than a process's share.
+        """
+        roles, count = {role for _, role in self.computer.roles}, distributed.processes()
+        if count == 1:
+            return list(rows)
+        sizes = [sum(len(row.responses[role].ids) for role in roles) for row in rows]
+        together: dict[bytes, list[int]] = {}
+        for index, row in enumerate(rows):
+            together.setdefault(row.prompt.tobytes(), []).append(index)
+
+        def cost(unit: list[int]) -> int:
+            return len(rows[unit[0]].prompt) + sum(sizes[index] for index in unit)
+
+        most = sum(map(cost, together.values())) / count
+        units = [one for unit in together.values() for one in ([unit] if cost(unit) <= most else [[i] for i in unit])]
+        mine = distributed.shares([cost(unit) for unit in units], count)[distributed.rank()]
+        return [rows[index] for index in sorted(index for unit in mine for index in units[unit])]
+
     def tokens(self, rows: Sequence[Row]) -> int:
         """Tokens of the sequences that are trained on, each prompt counted with each of its responses."""
         return sum(
@@ -248,7 +271,7 @@ class BasicTrainer:
         """Metrics on the fixed evaluation set, named `.../eval` or `..._eval/...`; empty when there is none."""
         if not self.eval_rows:
             return {}
-        own = self.eval_rows[distributed.rank() :: distributed.processes()]
+        own = self.own(self.eval_rows)
         averages = Averages()
         result = self.computer.evaluate(own)
         self._collect(result, averages)

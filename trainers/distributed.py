@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import distributed
+
+LONGEST_WAIT = timedelta(hours=2)
+"""The first process may load a large model, or hash it, while the others wait."""
 
 
 def start(device: torch.device) -> None:
@@ -15,7 +21,14 @@ def start(device: torch.device) -> None:
 
         TorchDistributedEnvironment().export(overwrite=False)  # what torchrun sets: RANK, WORLD_SIZE, MASTER_ADDR, ...
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
+
+
+def leave() -> None:
+    """Parts from the other processes, once all of them have come to the end: a process that just ends may abort."""
+    if distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
 
 
 def rank() -> int:
@@ -31,6 +44,20 @@ def barrier() -> None:
         distributed.barrier()
 
 
+def shares(costs: Sequence[int], count: int) -> list[list[int]]:
+    """Which items each of `count` processes takes, by what they cost: the costliest first, to who has least so far.
+
+    Every process gets the same answer, and its items in their order.
+    """
+    taken: list[list[int]] = [[] for _ in range(count)]
+    loads = [0] * count
+    for index in sorted(range(len(costs)), key=lambda index: -costs[index]):
+        process = min(range(count), key=loads.__getitem__)
+        taken[process].append(index)
+        loads[process] += costs[index]
+    return [sorted(some) for some in taken]
+
+
 def total(value: float) -> float:
     """The sum of a number over processes."""
     return sum(gather_objects(value))
@@ -43,6 +70,11 @@ def gather_objects(value: object) -> list:
     values: list = [None] * processes()
     distributed.all_gather_object(values, value)
     return values
+
+
+def of_first(compute: Callable[[], Any]) -> Any:
+    """What the first process computes, on every process."""
+    return gather_objects(compute() if rank() == 0 else None)[0]
 
 
 def gather(tensor: torch.Tensor) -> list[torch.Tensor]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from dataloaders.batches import Row
-from models.checkpoints import Checkpoint
+from models.checkpoints import Checkpoint, policy_contents
 from models.lora import adapter_weights, has_adapter
 from trainers import distributed
 from trainers.metrics import Averages
@@ -121,10 +121,9 @@ class Loop:
             log.info("the last step was cut short by n_examples: its other %d rows are not seen", planned - done)
 
     def _step(self, number: int, rows: Sequence[Row]) -> None:
-        own = rows[distributed.rank() :: distributed.processes()]
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(number)
-        self._norm = self.trainer.step(self.optimizer, own, self.averages)
+        self._norm = self.trainer.step(self.optimizer, self.trainer.own(rows), self.averages)
         self._seen += self.sizes[number]
         self._tokens += self.trainer.tokens(rows)
 
@@ -143,10 +142,12 @@ class Loop:
         if trainer.folder is None:
             return
         state = pack(trainer, self.optimizer, self.averages, self.data)
+        contents = None if trainer.computer.shards is None else policy_contents(trainer.policy)
         if distributed.rank() == 0:
             checkpoint = Checkpoint(
                 trainer.policy, trainer.tokenizer, trainer.step_idx, metrics | trainer.counters(),
                 loss_state=trainer.state_of_loss(), resume=state, copied=self.config.save_in_background,
+                contents=contents,
             )  # fmt: skip
             self.checkpoints.write(checkpoint, trainer.examples, best)
 
@@ -174,5 +175,5 @@ class Loop:
         policy = self.trainer.policy
         saved = adapter_weights(policy).values() if has_adapter(policy) else policy.parameters()
         weights = sum(weight.numel() * weight.element_size() for weight in saved)
-        trained = sum(4 * weight.numel() for weight in self.trainer.parameters)
+        trained = sum(4 * weight.numel() for weight in policy.parameters() if weight.requires_grad)
         self.checkpoints.refuse_full_disk(sum(self.sizes), weights, trained)

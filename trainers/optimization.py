@@ -78,7 +78,18 @@ def schedule(name: str, steps: int, warmup_steps: int) -> Callable[[int], float]
     return factor
 
 
-def clip_gradients(parameters: list[torch.nn.Parameter], max_norm: float | None) -> float:
-    """Clips to the global norm over all parameters and returns that norm as it was before."""
+def clip_gradients(
+    parameters: list[torch.nn.Parameter], max_norm: float | None, total: Callable[[float], float] | None = None
+) -> float:
+    """Clips to the global norm over all parameters and returns that norm as it was before.
+
+    Args:
+        total: where these are parts of the parameters, gives the sum of a number over the processes with the others.
+    """
     limit = math.inf if max_norm is None else max_norm
-    return float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+    if total is None:
+        return float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = math.sqrt(total(float(torch.nn.utils.get_total_norm(gradients)) ** 2))
+    torch.nn.utils.clip_grads_with_norm_(parameters, limit, torch.tensor(norm))
+    return norm

@@ -8,6 +8,7 @@ computed, on the same hardware with the same number of threads.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from models.lora import adapter_weights, has_adapter
 from trainers import distributed
 
 if TYPE_CHECKING:
+    from models.sharding import Shards
     from trainers.basic import BasicTrainer
     from trainers.metrics import Averages
 
@@ -95,7 +97,7 @@ def pack(trainer: BasicTrainer, optimizer: torch.optim.Optimizer, averages: Aver
         "examples": trainer.examples,
         "best": trainer.checkpoints.best,
         "best_examples": trainer.checkpoints.best_examples,
-        "optimizer": optimizer.state_dict(),
+        "optimizer": _whole(optimizer, trainer.computer.shards),
         "averages": averages.state(),
         "passed": [int(count) for count in trainer.computer.passed],
         "random": distributed.gather_objects(_random_state(trainer.policy.device)),
@@ -126,7 +128,7 @@ def take_up(
     _load_weights(trainer, folder)
     trainer.load_state_of_loss(read_loss_state(folder))
     try:
-        optimizer.load_state_dict(copied(state["optimizer"]))
+        optimizer.load_state_dict(_own(state["optimizer"], optimizer, trainer.computer.shards))
     except (ValueError, KeyError) as error:
         raise ValueError(f"{folder / RESUME} holds the optimizer's state of another model ({error}).") from error
     trainer.step_idx, trainer.examples = state["step_idx"], state["examples"]
@@ -148,8 +150,58 @@ def _load_weights(trainer: BasicTrainer, folder: Path) -> None:
     state = read_policy(folder / "policy.pt")["state"]
     if own.keys() != state.keys() or any(own[name].shape != state[name].shape for name in own):
         raise ValueError(f"{folder / 'policy.pt'} has other weights than this run's model: is it of another run?")
+    shards = trainer.computer.shards
     for name, weight in own.items():
-        weight.copy_(state[name])
+        if shards is None:
+            weight.copy_(state[name])
+        else:
+            shards.put(weight, state[name])
+
+
+def _whole(optimizer: torch.optim.Optimizer, shards: Shards | None) -> dict[str, Any]:
+    """An optimizer's state as one process has it; of a sharded model the first process gets it, in memory of its own.
+
+    The others get None for each tensor. All processes call it.
+    """
+    state = optimizer.state_dict()
+    if shards is None:
+        return state
+
+    def whole(parameter: torch.Tensor, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        shape = shards.shape_of(parameter)
+        if shape is None or value.shape != parameter.shape:  # of what is not sharded; a number of steps
+            return value.detach().to("cpu", copy=True)
+        return shards.saved(value, shape)
+
+    return state | {"state": _with_parameters(whole, state["state"], optimizer)}
+
+
+def _own(state: dict[str, Any], optimizer: torch.optim.Optimizer, shards: Shards | None) -> dict[str, Any]:
+    """The reverse: what an optimizer takes up, from what a checkpoint has."""
+    if shards is None:
+        return copied(state)
+
+    def own(parameter: torch.Tensor, value: Any) -> Any:
+        shape = shards.shape_of(parameter)
+        is_cut = isinstance(value, torch.Tensor) and shape is not None and value.ndim > 0
+        if is_cut and value.shape != shape:
+            raise ValueError(f"{tuple(value.shape)} in the place of {tuple(shape)}")
+        return copied(shards.part(value) if is_cut else value)
+
+    return state | {"state": _with_parameters(own, state["state"], optimizer)}
+
+
+def _with_parameters(
+    change: Callable[[torch.Tensor, Any], Any], states: dict[int, dict[str, Any]], optimizer: torch.optim.Optimizer
+) -> dict[int, dict[str, Any]]:
+    """The states of parameters, which are numbered, with `change(parameter, value)` for each value."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return {
+        number: {key: change(parameters[number], value) for key, value in states[number].items()}
+        for number in sorted(states)
+    }
 
 
 def _random_state(device: torch.device) -> dict[str, Any]:

@@ -15,13 +15,15 @@ import numpy as np
 import torch
 
 from dataloaders.batches import Place, Row, trees
-from dataloaders.chat_format import MARKERS
 from models.head import Head
 from models.logprobs import branch_logps, cut, positions
 from models.precision import WorkingCopy
 from models.probe import use_tree_rows
+from models.sharding import in_step, shards_of
+from models.tree_rows import NOTHING
 from trainers import distributed
 from trainers.coupling import refuse_undeclared_coupling
+from trainers.finite import refuse_non_finite
 from trainers.metrics import Clock
 from trainers.naming import Logps, Naming
 from trainers.outputs import LossOutput, StepResult, Tensors
@@ -32,10 +34,6 @@ if TYPE_CHECKING:
     from models.reference import Reference
     from models.tree_rows import TreeRow
     from trainers.basic import BasicTrainer
-
-
-class NonFiniteError(ValueError):
-    """A loss or gradient that is not finite: the run stops before the optimizer sees it."""
 
 
 class StepComputer:
@@ -65,12 +63,15 @@ class StepComputer:
         self.budget = tokens_per_microbatch
         self.clock = clock
         use_tree_rows(policy)
-        self._copy = WorkingCopy(policy, dtype) if dtype == torch.bfloat16 else None
+        self.shards = shards_of(policy)
+        self._copy = WorkingCopy(policy, dtype) if dtype == torch.bfloat16 and self.shards is None else None
         aligned = any(need.kind == "alignments" for need in trainer.needs)
         self._values = (lambda hidden: Head.of(policy).squares(hidden)) if aligned else trainer.value_head
         own = [] if trainer.value_head is None else [*trainer.value_head.parameters()]
-        self.parameters = [*(parameter for parameter in policy.parameters() if parameter.requires_grad), *own]
-        roles = {(need.model, trainer.select(need.role, [])[0]) for need in trainer.needs if need.model}
+        trained = [weight for weight in policy.parameters() if weight.requires_grad]
+        self.parameters = [*(trained if self.shards is None else self.shards.parameters), *own]
+        self._summed_here = self.parameters if self.shards is None else own
+        roles = self.roles = {(need.model, trainer.select(need.role, [])[0]) for need in trainer.needs if need.model}
         self.trained_roles = [role for role in trainer.roles if ("policy", role) in roles]
         self.passed = np.zeros(3, dtype=np.int64)  # positions computed, tokens in trees, tokens of all paths
         self._still = sorted(roles - {("policy", role) for role in self.trained_roles})
@@ -96,7 +97,9 @@ class StepComputer:
                 logps |= self._policy(rows, self._still_of("policy"))
             result = self._coupled(rows, logps) if self.trainer.couples_examples else self._apart(rows, logps)
         with self.clock.part("backward"):
-            distributed.sum_gradients(self.parameters)
+            distributed.sum_gradients(self._summed_here)
+            if self.shards is not None:
+                self.shards.collect_gradients()
         return result
 
     def token_shares(self) -> dict[str, float]:
@@ -110,6 +113,8 @@ class StepComputer:
     # Log-probabilities ---------------------------------------------------------------------------------------------
 
     def _in_its_precision(self) -> AbstractContextManager[None]:
+        if self.shards is not None:
+            return self.shards.gathered()
         return nullcontext() if self._copy is None else self._copy.installed()
 
     def _still_of(self, model: str) -> list[str]:
@@ -121,6 +126,9 @@ class StepComputer:
         """The policy's log-probabilities, without gradients."""
         logps: Logps = {(kind, role): [self._empty()] * len(rows) for kind in self._kinds() for role in roles}
         for places, forest in self._packs(rows, roles):
+            if not places:
+                self._accompany()
+                continue
             for kind, values in self._computed(forest).items():
                 for (index, role), value in zip(places, values, strict=True):
                     logps[kind, role][index] = value
@@ -139,7 +147,7 @@ class StepComputer:
         """The reference's log-probabilities."""
         roles = self._still_of("reference")
         logps: Logps = {("reference", role): [self._empty()] * len(rows) for role in roles}
-        if not roles or not rows:
+        if not roles or not (rows or self.reference.sharded):
             return logps
         with self.clock.part("reference"):
             made, places = trees(rows, roles, self.budget)
@@ -149,12 +157,22 @@ class StepComputer:
         return logps
 
     def _packs(self, rows: Sequence[Row], roles: Sequence[str]) -> Iterator[tuple[list[Place], list[TreeRow]]]:
-        """The forward passes over some roles of rows: which responses, and the tree rows that hold them."""
-        if not rows or not roles:
+        """The forward passes over some roles of rows: which responses, and the tree rows that hold them.
+
+        Both are empty for a pass of a sharded model that other processes have and this one has not.
+        """
+        if not roles:
             return
         made, places = trees(rows, roles, self.budget)
-        for group in cut(self.policy, made, self.budget):
-            yield [place for number in group for place in places[number]], [made[number] for number in group]
+        for group in in_step(self.policy, cut(self.policy, made, self.budget)):
+            numbers = group or []
+            yield [place for number in numbers for place in places[number]], [made[number] for number in numbers]
+
+    def _accompany(self) -> None:
+        """A pass that other processes have and this one has not: nothing is added to any gradient."""
+        values = [part.sum() for parts in self._computed([NOTHING]).values() for part in parts]
+        if torch.is_grad_enabled():
+            sum(values).backward()
 
     def _forward(self, places: Sequence[Place], forest: Sequence[TreeRow]) -> tuple[list[int], Logps]:
         """One forward pass with gradients: the rows in it, and for each of them its log-probabilities by role."""
@@ -245,6 +263,9 @@ class StepComputer:
             (kind, role): [self._empty()] * len(rows) for kind in self._kinds() for role in self.trained_roles
         }
         for pack in self._packs(rows, self.trained_roles):
+            if not pack[0]:
+                self._accompany()
+                continue
             with self.clock.part("forward"):
                 group, own = self._forward(*pack)
                 some = [rows[index] for index in group]
@@ -254,7 +275,7 @@ class StepComputer:
                 }
                 weights = self._weights(some, own)
                 output = self._loss(self._naming.tensors(some, known | own), weights)
-            self._refuse_non_finite(output.losses, some)
+            refuse_non_finite(self.trainer, output.losses, some)
             with self.clock.part("backward"):
                 ((output.losses * weights).sum() / count).backward()
             for key, values in own.items():
@@ -289,12 +310,15 @@ class StepComputer:
             own[need.parameter] = own[need.parameter].detach().requires_grad_()
         tensors, weights, count = self._of_all_processes(rows, own, logps)
         output = self._loss(tensors, weights)
-        self._refuse_non_finite(output.losses, rows)
+        refuse_non_finite(self.trainer, output.losses, rows)
         leaves = [own[need.parameter] for need in slopes_of]
         slopes = torch.autograd.grad((output.losses * weights).sum() / count, leaves)
         by_name = {need.parameter: slope for need, slope in zip(slopes_of, slopes, strict=True)}
         for pack in self._packs(rows, self.trained_roles):
-            self._backward_with(by_name, rows, logps, pack, slopes_of)
+            if pack[0]:
+                self._backward_with(by_name, rows, logps, pack, slopes_of)
+            else:
+                self._accompany()
         detached = {name: tensor.detach() for name, tensor in tensors.items()}
         return StepResult(rows, detached, output.to(output.losses.device), weights)
 
@@ -308,6 +332,8 @@ class StepComputer:
         known = {key: [logps[key][index] for index in group] for key in trained}
         some = [rows[index] for index in group]
         surrogate = torch.zeros((), device=self.policy.device)
+        if self.shards is not None:  # all processes go backward, also where the loss names none of these rows
+            surrogate = 0.0 * sum(value.sum() for values in own.values() for value in values)
         for need in needs:
             role, indices = self.trainer.select(need.role, rows)
             by_token = need.kind.startswith("token_")
@@ -354,26 +380,6 @@ class StepComputer:
             else torch.cat(distributed.gather(tensors[need.parameter]))
             for need in self.trainer.needs
         }
-
-    def _refuse_non_finite(self, losses: torch.Tensor, rows: Sequence[Row]) -> None:
-        if bool(torch.isfinite(losses).all()):
-            return
-        order = [index for group in self.trainer.loss_groups(rows) for index in group]
-        if len(order) == len(losses):
-            bad = [rows[index] for index, loss in zip(order, losses, strict=True) if not bool(torch.isfinite(loss))]
-        else:
-            bad = list(rows)
-        raise NonFiniteError(
-            "; ".join(describe(row) for row in bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
-        )
-
-
-def describe(row: Row) -> str:
-    """Which example a row is, for messages."""
-    prompt = row.example.prompt if isinstance(row.example.prompt, str) else str(row.example.prompt)
-    for marker in MARKERS:
-        prompt = prompt.replace(marker, " ")
-    return f"{row.example.dataset_name}: {' '.join(prompt.split())[:120]!r}"
 
 
 def _scored_tokens(row: Row, role: str) -> int:

@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from launch.compose import compose
-from launch.run_folder import claim, finish
+from launch.run_folder import claim, differences, finish
 from launch.saved_config import compose_for_eval
 
 
@@ -45,6 +45,24 @@ def test_overrides_may_stand_on_both_sides(run):
     """Prevents that the place of --config-path in the command matters."""
     config, _ = compose_for_eval(["n_samples=5", "--config-path=runs/mine", "mode=eval"])
     assert (config.n_samples, config.mode) == (5, "eval")
+
+
+def test_how_a_run_was_distributed_is_the_training_s_matter(run, capsys):
+    """Prevents a sharded run, or one from before there was sharding, that one process cannot evaluate or go on with."""
+    sharded = compose(["model=tiny", "distributed=fsdp", "distributed.hybrid=true"])
+    assert differences(sharded, compose(["model=tiny"])) == {}
+    for section in (sharded.distributed, None):
+        saved = OmegaConf.load(run / "config.yaml")
+        del saved["distributed"]
+        OmegaConf.save(
+            saved if section is None else OmegaConf.merge(saved, {"distributed": section}), run / "config.yaml"
+        )
+        assert compose_for_eval(["--config-path=runs/mine"])[0].distributed == {"name": "ddp"}
+        assert "left out" not in capsys.readouterr().out
+        edit(run, distributed={"name": "ddp"})
+    for command in (["--config-path=runs/mine", "distributed=fsdp"], ["model=tiny", "distributed=fsdp"]):
+        with pytest.raises(ValueError, match=r"distributed=fsdp: eval.py works in one process: leave it out\.$"):
+            compose_for_eval(command)
 
 
 def test_a_moved_run_keeps_working(run):

@@ -1,6 +1,6 @@
-"""The gloo processes of `test_processes.py`: each computes every case on its share of the rows and saves all.
+"""The gloo processes of `test_processes.py` and `test_sharding.py`: each computes its share of all cases.
 
-    python tests/trainers/processes_worker.py FOLDER COUNT...
+    python tests/trainers/processes_worker.py replicas|sharded FOLDER COUNT...
 
 What takes long is importing torch, so one process imports it and forks the others before it has computed anything.
 """
@@ -43,7 +43,7 @@ def compute(name: str, count: int) -> dict:
         kind, loss, reference_seed=1, dtype=torch.float64, eval_rows=rows, model__tokens_per_microbatch=60
     )
     averages = Averages()
-    result = trainer.computer.gradients(rows[distributed.rank() :: distributed.processes()])
+    result = trainer.computer.gradients(trainer.own(rows))
     trainer._collect(result, averages)
     trainer.remember(**trainer.computer.everywhere(result))
     train = averages.means() | {name: value.item() for name, value in trainer.loss_state.items()}
@@ -79,18 +79,22 @@ def everything(folder: Path) -> dict:
     return results | {"training": train(folder)}
 
 
-def work(folder: Path, rank: int, count: int, port: int) -> None:
+def work(what: str, folder: Path, rank: int, count: int, port: int) -> None:
     """What one of `count` processes does."""
+    from tests.trainers import sharded
+
+    compute_all = {"replicas": everything, "sharded": sharded.everything}[what]
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "RANK": str(rank),
+        "LOCAL_WORLD_SIZE": "1",
     }  # fmt: skip
     distributed.start(torch.device("cpu"))
-    torch.save(everything(folder), folder / f"rank{rank}.pt")
+    torch.save(compute_all(folder), folder / f"rank{rank}.pt")
     distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
-def main(folder: Path, counts: list[int]) -> int:
+def main(what: str, folder: Path, counts: list[int]) -> int:
     """Lets each number of processes work in a folder of its own; returns the exit code."""
     for count in counts:
         with socket.socket() as server:
@@ -99,11 +103,11 @@ def main(folder: Path, counts: list[int]) -> int:
         place = folder / str(count)
         place.mkdir()
         fork = multiprocessing.get_context("fork")
-        workers = [fork.Process(target=work, args=(place, rank, count, port)) for rank in range(count)]
+        workers = [fork.Process(target=work, args=(what, place, rank, count, port)) for rank in range(count)]
         for worker in workers:
             worker.start()
         for worker in workers:
-            worker.join(120)
+            worker.join(240)
         if any(worker.exitcode != 0 for worker in workers):
             for worker in workers:
                 worker.kill()
@@ -112,4 +116,4 @@ def main(folder: Path, counts: list[int]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), list(map(int, sys.argv[2:]))))
+    sys.exit(main(sys.argv[1], Path(sys.argv[2]), list(map(int, sys.argv[3:]))))

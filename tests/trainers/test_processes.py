@@ -17,7 +17,7 @@ def together(tmp_path_factory):
     """A folder with what 2 and what 3 processes saved."""
     folder = tmp_path_factory.mktemp("together")
     environment = os.environ | {"PYTHONPATH": str(tiny.ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, processes_worker.__file__, str(folder), "2", "3"]
+    command = [sys.executable, processes_worker.__file__, "replicas", str(folder), "2", "3"]
     done = subprocess.run(command, env=environment, cwd=tiny.ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder

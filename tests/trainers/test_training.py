@@ -14,10 +14,10 @@ from models.checkpoints import read_loss_state, read_policy
 from models.logprobs import plain_attention
 from tests import tiny
 from tests.trainers.couplings import RunningMeanTrainer
+from trainers.finite import NonFiniteError
 from trainers.metrics import Averages, MetricsLog
 from trainers.paired import DPOTrainer, PairedPreferenceTrainer
 from trainers.sft import SFTTrainer
-from trainers.step import NonFiniteError
 from trainers.unpaired import KTOTrainer
 
 LOSSES = {
