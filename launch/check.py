@@ -28,6 +28,7 @@ NULLABLE: dict[str, tuple[type, ...]] = {
     "keep_best": (str,),
     "save_every": (int,),
     "keep_last": (int,),
+    "distributed.processes": (int,),
     "n_samples": (int,),
     "max_new_tokens": (int,),
     "saved_policy": (str,),
@@ -57,7 +58,7 @@ NULLABLE: dict[str, tuple[type, ...]] = {
 }
 """Keys that may be null (or are `???` in a YAML) and the type that they have otherwise."""
 
-MODES = {"train.py": ("train", "inspect"), "eval.py": ("sample", "eval", "export", "inspect")}
+MODES = {"train.py": ("train", "inspect", "memory"), "eval.py": ("sample", "eval", "export", "inspect")}
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "device": ("auto", "cpu", "cuda", "mps"),
@@ -97,6 +98,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "eval_every": (_at_least_one, "at least 1"),
     "save_every": (_at_least_one, "at least 1, or null for one at the end"),
     "keep_last": (_at_least_one, "at least 1, or null for all"),
+    "distributed.processes": (_at_least_one, "at least 1"),
     "log_every": (_at_least_one, "at least 1"),
     "lr": (_above_zero, "above 0"),
     "weight_decay": (_at_least_zero, "at least 0"),

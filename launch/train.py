@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from dataloaders.base import DataLoader
-from launch import build, inspection
+from launch import build, inspection, memory
 from launch.classes import trainer_class
 from launch.run_folder import MAY_CHANGE, begin, begun, claim, differences, finish
 from models.compilation import refuse_without_compiler
@@ -36,6 +36,9 @@ def run(config: DictConfig) -> dict[str, float]:
     Raises:
         ValueError: for whatever is wrong with config, data or weights; as far as possible before a model is loaded.
     """
+    if config.mode == "memory":
+        print(memory.report(config))
+        return {}
     keep_freed_memory()
     device = build.build_device(config.device)
     build.settle_dtypes(config, device)

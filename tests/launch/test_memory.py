@@ -1,0 +1,45 @@
+"""mode=memory: the parts of a training's memory, by hand, and what people read."""
+
+import pytest
+
+from launch.compose import compose
+from launch.memory import estimate, report
+from launch.train import run
+
+LLAMA = ["model=llama7b", "loss=dpo", "datasets=[hh]", "mode=memory"]
+WEIGHTS = 6738415616
+
+
+def test_the_parts_by_hand():
+    """Prevents a table that counts a part twice or not at all: 4 bytes for a weight, its gradient and each moment."""
+    found = estimate(compose(LLAMA))
+    assert (found.weights, found.gradients, found.optimizer) == (4 * WEIGHTS, 4 * WEIGHTS, 8 * WEIGHTS)
+    assert (found.reference, found.working_copy, found.gathered) == (4 * WEIGHTS, 0, 0)
+    assert found.copy == 12 * WEIGHTS
+    low = estimate(compose([*LLAMA, "model.policy_dtype=bfloat16", "model.reference_dtype=bfloat16"]))
+    assert (low.working_copy, low.reference) == (2 * WEIGHTS, 2 * WEIGHTS)
+    assert low.passes == pytest.approx(found.passes / 2, rel=0.25)
+    adapter = estimate(compose([*LLAMA, "model.lora.rank=16"]))
+    assert adapter.reference == 0 and adapter.gradients < 0.01 * found.gradients
+
+
+def test_shards_divide_what_is_kept():
+    """Prevents a table in which sharding costs nothing, or divides a block that is gathered whole."""
+    sharded = estimate(compose([*LLAMA, "distributed=fsdp", "distributed.processes=8"]))
+    alone = estimate(compose(LLAMA))
+    assert (sharded.weights, sharded.optimizer) == (alone.weights / 8, alone.optimizer / 8)
+    assert sharded.passes == alone.passes and sharded.gathered > 2 * 200e6 * 4
+    more = estimate(
+        compose([*LLAMA, "distributed=fsdp", "distributed.processes=8", "distributed.reshard_after_forward=false"])
+    )
+    assert more.gathered > 4 * WEIGHTS
+
+
+def test_it_is_printed_and_nothing_is_made(tmp_path, capsys):
+    """Prevents a calculator that loads the model, or leaves a run's folder."""
+    run(compose([*LLAMA, "distributed=fsdp", "distributed.processes=8", f"cache_dir={tmp_path}/cache"]))
+    printed = capsys.readouterr().out
+    assert printed.startswith("llama7b, loss=dpo, 8 x distributed=fsdp: GiB a process")
+    assert "state of AdamW" in printed and "It fits 80 GiB." in printed and not (tmp_path / "cache").exists()
+    assert "model.lora.rank=16" in report(compose(LLAMA))
+    assert "does not fit 80 GiB" in report(compose(LLAMA))
