@@ -74,7 +74,7 @@ def _check_sharding(config: DictConfig, script: str) -> None:
     if config.distributed.name != "fsdp":
         return
     if script == "eval.py":
-        raise ValueError("distributed=fsdp: eval.py works in one process: leave it out.")
+        raise ValueError("distributed=fsdp: eval.py does not shard: leave it out.")
     lora = config.model.lora
     for wrong, setting, fix in (
         (lora.quantize is not None, f"model.lora.quantize={lora.quantize}", "which a process holds whole"),

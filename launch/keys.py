@@ -44,7 +44,7 @@ def check_key(key: str, schema: Collection[str], choices: Mapping[str, Collectio
             f"(selected: {', '.join(selected)})."
         )
     inside = sorted(known for known in schema if known.startswith(f"{group}."))
-    if group == "distributed" and len(inside) == 1:
+    if group == "distributed" and "distributed.hybrid" not in schema:
         raise ValueError(f"no YAML of this config has the key {key}; choose distributed=fsdp as well, which has more.")
     near = nearest_key(key, inside or [*schema, *choices]) or nearest_key(key, schema, cutoff=1.0)
     section = key.rpartition(".")[0]

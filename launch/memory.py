@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 
-import torch
 from omegaconf import DictConfig
 
 from models.footprint import OPTIMIZER_BYTES, adapter_size, parts_of, transient_bytes
@@ -51,6 +50,8 @@ class Estimate:
 
 def estimate(config: DictConfig) -> Estimate:
     """What a config takes, on each of `distributed.processes`."""
+    import torch
+
     model, shape = config.model, config.model.shape
     size = _bytes(model.policy_dtype)
     dtype = torch.bfloat16 if size == 2 else torch.float32

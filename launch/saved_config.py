@@ -121,7 +121,7 @@ def _laid_over(composer: Composer, overrides: list[Override], saved: DictConfig)
             raise ValueError(f"the saved config has no section {section}, so it is no config of a run.")
     for override in overrides:
         if override.key_or_group == ONE_PROCESS:
-            raise ValueError(f"{override.input_line}: eval.py works in one process: leave it out.")
+            raise ValueError(f"{override.input_line}: eval.py does not shard: leave it out.")
     wanted = _wanted_datasets(composer, overrides, saved)
     known = [name for name in wanted if name in composer.choices[SEVERAL]]
     lines = [f"{SEVERAL}=[{','.join(known)}]"] if known else []

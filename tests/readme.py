@@ -36,7 +36,13 @@ def blocks(text: str) -> list[Block]:
 
 def commands(text: str) -> list[list[str]]:
     """The commands of all bash blocks, as argument lists."""
-    lines = [line for block in blocks(text) if block.language == "bash" for line in block.text.splitlines() if line]
+    lines = [
+        line
+        for block in blocks(text)
+        if block.language == "bash"
+        for line in block.text.replace("\\\n", " ").splitlines()
+        if line
+    ]
     return [shlex.split(line) for line in lines]
 
 

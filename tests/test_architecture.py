@@ -39,6 +39,7 @@ _ENGINE = tuple(
         "reference",
         "reference_cache",
         "sharding",
+        "footprint",
         "generation/hf",
     )
 )

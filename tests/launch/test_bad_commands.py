@@ -95,7 +95,7 @@ MISTAKES = {
     "device=gpu": r"must be one of auto, cpu, cuda, mps",
     "pair_weight=sum": r"must be one of mean, product",
     "model.policy_dtype=bf16": r"did you mean 'bfloat16'",
-    "mode=inspct": r"must be one of train, inspect \(did you mean 'inspect'\?\)",
+    "mode=inspct": r"must be one of train, inspect, memory \(did you mean 'inspect'\?\)",
     "mode=sample": r"mode=sample is for eval\.py",
     # left open
     "datasets=[local]": r"must be given: add datasets\.local\.path=FILE",

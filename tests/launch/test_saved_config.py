@@ -57,11 +57,11 @@ def test_how_a_run_was_distributed_is_the_training_s_matter(run, capsys):
         OmegaConf.save(
             saved if section is None else OmegaConf.merge(saved, {"distributed": section}), run / "config.yaml"
         )
-        assert compose_for_eval(["--config-path=runs/mine"])[0].distributed == {"name": "ddp"}
+        assert compose_for_eval(["--config-path=runs/mine"])[0].distributed.name == "ddp"
         assert "left out" not in capsys.readouterr().out
         edit(run, distributed={"name": "ddp"})
     for command in (["--config-path=runs/mine", "distributed=fsdp"], ["model=tiny", "distributed=fsdp"]):
-        with pytest.raises(ValueError, match=r"distributed=fsdp: eval.py works in one process: leave it out\.$"):
+        with pytest.raises(ValueError, match=r"distributed=fsdp: eval.py does not shard: leave it out\.$"):
             compose_for_eval(command)
 
 
