@@ -23,7 +23,7 @@ from dataloaders.tokenization import ExampleTokenizer
 from launch import build
 from models.checkpoints import RESUME, read_safely
 from models.memory import keep_freed_memory
-from trainers.distributed import gather_objects, processes, rank, start
+from trainers.distributed import gather_objects, leave, processes, rank, start
 
 if TYPE_CHECKING:
     import torch
@@ -51,13 +51,13 @@ def run(config: DictConfig, run_folder: Path | None) -> Any:
         from launch.train import inspect
 
         return inspect(config, folder)
-    if config.mode == "eval":
-        return evaluate(config, folder, saved)
     if config.mode == "export":
         from launch.export import export
 
         return export(config, folder, saved)
-    return sample(config, saved)
+    done = evaluate(config, folder, saved) if config.mode == "eval" else sample(config, saved)
+    leave()
+    return done
 
 
 def find_policy(config: DictConfig, folder: Path | None) -> str | None:

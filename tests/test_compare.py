@@ -173,7 +173,7 @@ def test_a_killed_run_goes_on_where_it_was():
 def test_ctrl_c_keeps_what_is_under_way():
     """Prevents answers that are already being paid for from being thrown away, and a message that leaves one alone."""
     _write([f"p{index}" for index in range(30)])
-    with VerdictServer(lambda asked, attempt: Reply("Verdict: tie", seconds=0.1)) as server:
+    with VerdictServer(lambda asked, attempt: Reply("Verdict: tie", seconds=0.4)) as server:
         process = _start(server, "--concurrency", "4")
         _wait_until(lambda: server.answered >= 4)
         process.send_signal(signal.SIGINT)
