@@ -107,7 +107,7 @@ def _misbehave(asked, attempt):
     first = {
         "limited": Reply(status=429, headers={"Retry-After": "1.2"}, body=b"{}"),
         "broken": Reply(status=500, body=b"oops"),
-        "silent": Reply(seconds=2.0),
+        "silent": Reply(seconds=8.0),
         "hangs up": Reply(close=True),
     }
     always = {
@@ -129,7 +129,7 @@ def test_a_server_that_misbehaves_loses_nothing(capsys):
     failed = ["no json", "no chat", "always broken"]
     _write([*recovers, *undecided, *failed, "fine"])
     with VerdictServer(_misbehave) as server:
-        patient = ("--timeout", "1", "--retries", "1", "--concurrency", "16")
+        patient = ("--timeout", "4", "--retries", "1", "--concurrency", "16")
         line = _compare(server, *patient, code=1)
         assert (line["total"], line["candidate"]["wins"], line["baseline"]["wins"]) == (12, 5, 0)
         assert (line["undecided"], line["failed"], line["ties"]) == (4, 3, 0)
