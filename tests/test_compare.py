@@ -64,10 +64,22 @@ def _lines(path):
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
+def _obey_ctrl_c() -> None:
+    """What a shell that runs the tests in the background makes processes ignore."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def _start(server, *more):
     """Runs compare.py in a process of its own, which can be killed."""
     command = [sys.executable, str(ROOT / "compare.py"), *_arguments(server, *more)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ.copy())
+    return subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ.copy(),
+        preexec_fn=_obey_ctrl_c,
+    )
 
 
 def _wait_until(condition):
