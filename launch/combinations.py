@@ -78,7 +78,6 @@ def _check_sharding(config: DictConfig, script: str) -> None:
     lora = config.model.lora
     for wrong, setting, fix in (
         (lora.quantize is not None, f"model.lora.quantize={lora.quantize}", "which a process holds whole"),
-        (config.model.compile, "model.compile=true", "which has not been tried with it"),
         (config.optimizer.endswith("8bit"), f"optimizer={config.optimizer}", "whose state cannot be cut"),
     ):
         if wrong:

@@ -49,7 +49,6 @@ MISTAKES = {
     "datasets=shp,hh": r"or datasets=\[shp,hh\] for all in one run",
     "distributed=fsdq": r"there is no distributed=fsdq \(did you mean 'fsdp'\?\); there are ddp, fsdp",
     "distributed.cpu_offload=true": r"key distributed\.cpu_offload; choose distributed=fsdp as well",
-    "distributed=fsdp model.compile=true": r"set distributed=ddp, or leave the second out",
     "distributed=fsdp optimizer=AdamW8bit": r"optimizer=AdamW8bit, whose state cannot be cut: set distributed=ddp",
     "distributed=fsdp distributed.reduce_dtype=half": r"must be one of float32, bfloat16",
     # types

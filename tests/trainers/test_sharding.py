@@ -130,6 +130,20 @@ def test_a_whole_run_is_that_of_one_process(folder: Path, tmp_path: Path):
     compare(records(folder / "2" / "loaded"), records(tmp_path / "loaded"), "loaded", 1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_compiled_blocks_are_sharded(tmp_path: Path):
+    """Prevents a block that is compiled with the weights of one moment, or without FSDP2's hooks: a minute or two."""
+    environment = os.environ | {"PYTHONPATH": str(tiny.ROOT), "OMP_NUM_THREADS": "1"}
+    train = [str(tiny.ROOT / "train.py"), *sharded.RUN, "model.compile=true", "cache_reference=false"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for name, start, how in (("alone", [sys.executable], "ddp"), ("together", launcher, "fsdp")):
+        command = [*start, *train, f"cache_dir={tmp_path / name}", f"distributed={how}"]
+        done = subprocess.run(command, env=environment, cwd=tiny.ROOT, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stderr[-3000:]
+    compare(records(tmp_path / "together" / "run"), records(tmp_path / "alone" / "run"), "run", 1e-4)
+
+
 def test_work_is_shared_out_by_tokens():
     """Prevents processes that wait for the one with the long rows, a row that two have, and rows out of their order."""
     costs = [7, 1, 1, 90, 3, 50, 40, 2]
