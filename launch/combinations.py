@@ -90,6 +90,7 @@ def _check_overwritten(config: DictConfig) -> None:
     read = {f"model.{key}": value for key, value in read.items()}
     for name, options in config.datasets.items():
         read |= {f"datasets.{name}.{key}": _files(options.get(key)) for key in ("path", "test_path", "data_dir")}
+    read["resume"] = [] if config.resume in ("auto", "never") else [config.resume]
     folder = run_folder(config)
     for key, value in ((key, value) for key, values in read.items() for value in values if value):
         given = Path(str(value)).expanduser()

@@ -43,6 +43,7 @@ MINE = ["model=tiny", "cache_dir=runs", "exp_name=mine"]
         "model.load_from=runs/mine/LATEST",
         "model.name_or_path=runs/../runs/mine/LATEST/policy.pt",
         "model.tokenizer_name_or_path=mine/LATEST",
+        "resume=runs/mine/LATEST",
         "datasets.local.path=runs/mine/rows.jsonl",
         "datasets.local.test_path=[rows.jsonl,runs/mine/rows.jsonl]",
     ],
