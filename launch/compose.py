@@ -198,7 +198,7 @@ def default_exp_name(config: DictConfig, varied: Sequence[Override] = ()) -> str
         if key_of(override) not in ("model", "loss") and not override.key_or_group.startswith("hydra"):
             value = re.sub(r"[][{}()'\"\s]", "", override.get_value_element_as_str())
             parts.append(f"{key_of(override)}-{value}")
-    name = "_".join(re.sub(r"[^A-Za-z0-9._-]+", "-", part) for part in parts)
+    name = "_".join(re.sub(r"[^A-Za-z0-9._+-]+", "-", part) for part in parts)
     if len(name) > LONGEST_NAME:
         name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return name

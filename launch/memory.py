@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
-from models.footprint import OPTIMIZER_BYTES, adapter_size, parts_of, transient_bytes
+from models.footprint import adapter_size, parts_of, transient_bytes
+from trainers.optimization import OPTIMIZER_BYTES
 
 SIZES = (24, 40, 80)
 """GiB of what people have."""
@@ -63,7 +64,7 @@ def estimate(config: DictConfig) -> Estimate:
     if model.lora.quantize is not None:
         frozen = parts.block * parts.blocks * NF4 + parts.outside * size
     half = size < 4
-    kept = parts.all if adapter or not config.distributed.get("reshard_after_forward", True) else 2 * parts.block
+    kept = 2 * parts.block if config.distributed.get("reshard_after_forward", True) else parts.all
     gathered = 0.0 if shards == 1 else (kept + parts.outside) * size + (0 if adapter else 4 * parts.outside)
     borrowed = adapter and model.reference_dtype == model.policy_dtype
     other = _bytes(model.reference_dtype)
@@ -102,8 +103,9 @@ def report(config: DictConfig) -> str:
         lines.append(f"  {_gib(found.copy)}  in the first process's CPU memory while a checkpoint is written")
     lines += ["", f"{'GiB a process':<52}{'replicas':>10}{'sharded':>10}"]
     for name, changes in ALTERNATIVES.items():
-        totals = [estimate(_changed(config, kind, changes)).total for kind in ("ddp", "fsdp")]
-        lines.append(f"{name:<52}" + "".join(f"{total / 2**30:>10.1f}" for total in totals))
+        totals = [estimate(_changed(config, kind, changes)).total / 2**30 for kind in ("ddp", "fsdp")]
+        cells = [f"{total:.1f}" for total in totals[: 1 if "model.lora.quantize" in changes else 2]]
+        lines.append(f"{name:<52}" + "".join(f"{cell:>10}" for cell in (*cells, "-")[:2]))  # 4 bits are not sharded
     fits = next((size for size in SIZES if found.total < 0.92 * size * 2**30), None)
     lines += ["", f"It fits {fits} GiB." if fits else f"It does not fit {SIZES[-1]} GiB: see what could be chosen."]
     return "\n".join(lines)

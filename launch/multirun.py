@@ -19,7 +19,7 @@ class Job:
     """One of them, when it has ended.
 
     Attributes:
-        loss: of the last evaluation; None without one, or for a run that was finished before.
+        loss: of the last evaluation; None without one.
         error: why it failed; None when it did not.
     """
 
@@ -39,11 +39,17 @@ def let_jobs_import() -> None:
 
 
 def run_job(config: DictConfig, function: Callable[[DictConfig], dict[str, float]]) -> None:
-    """Runs a job of a multirun; a mistake of the user's or a machine that fails ends it alone."""
+    """Runs a job of a multirun; a mistake of the user's or a machine that fails ends it alone.
+
+    Raises:
+        ValueError, OSError: in a process that a launcher started for this job alone: then the launcher has to know.
+    """
     start, metrics, message = time.monotonic(), {}, None
     try:
         metrics = function(config) or {}
     except (ValueError, OSError) as error:
+        if "SUBMITIT_EXECUTOR" in os.environ:
+            raise
         message = " ".join(str(error).split())
         print(f"train.py: {message}", file=sys.stderr)
     gc.collect()  # a model and its optimizer are held by circles: the next job would find them still there
@@ -68,7 +74,7 @@ def table(jobs: list[Job]) -> str:
     lines = [f"{'job':<{width}}  {'seconds':>8}  {'loss/eval':>9}"]
     for job in jobs:
         loss = "" if job.loss is None else f"{job.loss:9.4f}"
-        failed = "" if job.error is None else f"  failed: {job.error[:100]}"
+        failed = "" if job.error is None else f"  failed: {job.error}"
         lines.append(f"{job.exp_name:<{width}}  {job.seconds:8.0f}  {loss:>9}{failed}")
     failed = sum(job.error is not None for job in jobs)
     if failed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import sys
@@ -25,7 +26,7 @@ from trainers import distributed
 from trainers.basic import BasicTrainer
 from trainers.metrics import MetricsLog, check_wandb
 from trainers.rehearsal import rehearse
-from trainers.resume import Resume, find_resume, read_resume
+from trainers.resume import Resume, checkpoint_in, find_resume, read_resume
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def run(config: DictConfig) -> dict[str, float]:
     status = distributed.gather_objects(None if claimed is None else claimed.status)[0]
     if status == "finished":
         log.info("%s is finished, with this config: nothing to do (overwrite=true trains it again)", folder)
-        return {}
+        return json.loads((folder / "LATEST" / "metrics.json").read_text(encoding="utf-8"))
     resume = _resume(config, folder, status, () if claimed is None else claimed.changed)
     train_loader, eval_loader, tokenizer = load_data(config)
     account = inspection.account_of([loader for loader in (train_loader, eval_loader) if loader is not None])
@@ -81,8 +82,7 @@ def run(config: DictConfig) -> dict[str, float]:
     finally:
         if trainer.metrics_log is not None:
             trainer.metrics_log.close()
-    if trainer.computer.reference is not None:
-        log.info(trainer.computer.reference.cache.account())
+    _tell_reference_values(trainer)
     if claimed is not None:
         finish(folder)
         log.info(trainer.checkpoints.account())
@@ -90,11 +90,23 @@ def run(config: DictConfig) -> dict[str, float]:
     return metrics
 
 
+def _tell_reference_values(trainer: BasicTrainer) -> None:
+    """How many were computed and looked up, by all processes."""
+    if trainer.computer.reference is None:
+        return
+    everybody = distributed.gather_objects(trainer.computer.reference.cache.counts())
+    if distributed.rank() == 0:
+        log.info(
+            "reference values: %d computed, %d looked up, %d of these from earlier runs; about %.0f s saved",
+            *map(sum, zip(*everybody, strict=True)),
+        )  # fmt: skip
+
+
 def _resume(config: DictConfig, folder: Path, status: str, changed: Sequence[str]) -> Resume | None:
     """The checkpoint that the run goes on from, if there is one."""
     say = log.info if distributed.rank() == 0 else log.debug
     if config.resume not in ("auto", "never"):
-        found = Path(config.resume).expanduser()
+        found = checkpoint_in(Path(config.resume).expanduser())
         own = found.resolve().parent == folder.resolve()
         if status == "unfinished" and not own:
             raise ValueError(

@@ -19,8 +19,6 @@ from models.probe import use_tree_rows
 from models.shapes import config_from_shape
 from models.tree_rows import Branch, TreeRow
 
-OPTIMIZER_BYTES = {"AdamW": 8, "Adam": 8, "AdamW8bit": 2, "PagedAdamW8bit": 2, "RMSprop": 4, "SGD": 0}
-"""Of each optimizer's state, for each trained weight."""
 _HEAD = 8  # size of an attention head in the copy that activations are counted on
 _TOKENS = 64
 

@@ -96,12 +96,9 @@ class ReferenceCache:
         for payload, _ in _payloads(state.numpy()):
             self._take(payload)
 
-    def account(self) -> str:
-        """Hits, misses and seconds saved, in words."""
-        return (
-            f"reference values: {self.misses} computed, {self.hits} looked up, {self.hits_on_disk} of these from "
-            f"earlier runs; about {self.seconds_saved:.0f} s saved"
-        )
+    def counts(self) -> tuple[int, int, int, float]:
+        """Values computed, looked up, looked up of those that earlier runs left, and seconds that this saved."""
+        return self.misses, self.hits, self.hits_on_disk, self.seconds_saved
 
     # The disk ------------------------------------------------------------------------------------------------------
 

@@ -177,6 +177,9 @@ def test_checkpoints_that_cannot_be_gone_on_from(tmp_path, caplog):
     caplog.clear()
     here(tmp_path, "sft", f"resume={folder}/step-32", "exp_name=fork")
     assert "goes on after 32 examples" in caplog.text and (folder / "step-40").exists()
+    here(tmp_path, "sft", f"resume={folder}", "exp_name=whole", "n_epochs=3")
+    assert "goes on after 40 examples" in caplog.text, "a run's folder stands for its last checkpoint"
+    assert "the run has 15 steps now and had 10" in caplog.text
     with pytest.raises(ValueError, match=r"another config .*n_examples: 20 there, 16 here.*model.load_from="):
         here(tmp_path, "sft", "datasets.everyday.n_examples=16", "exp_name=other", f"resume={folder}/step-32")
     with pytest.raises(ValueError, match=r"step-99 has no resume.pt"):

@@ -16,11 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from models.checkpoints import RESUME, Checkpoint, remove_folder, switch_link, write_folder
+from trainers.optimization import OPTIMIZER_BYTES
 
 log = logging.getLogger(__name__)
-
-STATES = {"AdamW": 2.0, "Adam": 2.0, "AdamW8bit": 0.5, "PagedAdamW8bit": 0.5, "RMSprop": 1.0, "SGD": 0.0}
-"""Float32 numbers of each optimizer's state for each weight."""
 
 
 class Checkpointing:
@@ -36,7 +34,6 @@ class Checkpointing:
         self.best: float | None = None
         self.best_examples: int | None = None
         self._config = config
-        self._every = 0
         self._writer: threading.Thread | None = None
         self._error: Exception | None = None
         self.written, self.waited, self.took = 0, 0.0, 0.0
@@ -79,7 +76,7 @@ class Checkpointing:
         Args:
             examples: of the whole run.
             weights: bytes of a policy.pt.
-            trained: bytes of the trained weights in float32.
+            trained: how many weights are trained.
         """
         if self.folder is None:
             return
@@ -90,7 +87,7 @@ class Checkpointing:
         kept = ends if self._keeps_all else min(ends, config.keep_last)
         folders = kept + (config.keep_best is not None) + (kept < ends)  # the next one stands beside them
         resumable = min(folders, (config.keep_last or 1) + (kept < ends))
-        needed = folders * weights + resumable * STATES.get(config.optimizer, 2.0) * trained
+        needed = folders * weights + resumable * OPTIMIZER_BYTES[config.optimizer] * trained
         there = sum(file.stat().st_size for file in self.folder.glob("step-[0-9]*/*.pt"))  # of a run that goes on
         self.folder.mkdir(parents=True, exist_ok=True)
         free = there + shutil.disk_usage(self.folder).free
@@ -156,10 +153,15 @@ class Checkpointing:
             self._writer = None
         self.waited += time.perf_counter() - start
 
+    def tell_error(self) -> None:
+        """Logs what could not be written, where another error ends the run."""
+        if self._error is not None:
+            log.error("%s", self._error)
+
     def _try(self, checkpoint: Checkpoint, examples: int, best: bool) -> None:
         try:
             self._write(checkpoint, examples, best)
-        except Exception as error:
+        except Exception as error:  # raised where the training next waits for this thread
             self._error = error
 
     def _write(self, checkpoint: Checkpoint, examples: int, best: bool) -> None:

@@ -46,6 +46,7 @@ class Loop:
         self.data = "" if trainer.folder is None else trainer.train_loader.digest()
         self.optimizer, self.rate = optimization(self.config, trainer.parameters, len(self.sizes))
         self.averages = Averages()
+        self._progress: tqdm | None = None
 
     def run(self) -> dict[str, float]:
         """To the end of the loader; returns the last evaluation's metrics (empty without an evaluation set).
@@ -57,8 +58,12 @@ class Loop:
             try:
                 metrics = self._run(signals)
             except Exception:
-                self.checkpoints.join()  # what is being written is not lost
+                self.checkpoints.join()  # what is being written is not lost behind whatever this is
+                self.checkpoints.tell_error()
                 raise
+            finally:
+                if self._progress is not None:
+                    self._progress.close()
         self.checkpoints.finish()
         return metrics
 
@@ -66,7 +71,7 @@ class Loop:
         trainer, sizes, every = self.trainer, self.sizes, self.config.eval_every
         metrics = self._start()
         total = trainer.examples + sum(sizes[trainer.step_idx :])
-        progress = tqdm(
+        self._progress = tqdm(
             total=total, initial=trainer.examples, unit="ex", desc="training", disable=distributed.rank() > 0,
             file=sys.stderr,
         )  # fmt: skip
@@ -77,7 +82,7 @@ class Loop:
             with trainer.clock.part("data"):
                 rows = next(steps)
             self._step(number, rows)
-            progress.update(trainer.examples - before)
+            self._progress.update(trainer.examples - before)
             if (number + 1) % self.config.log_every == 0 or last:
                 self._log(number)
             pause = time.perf_counter()
@@ -94,7 +99,6 @@ class Loop:
             if evaluates:
                 trainer.clock.seconds.clear()
             self._since += time.perf_counter() - pause  # a step's time is the step's alone
-        progress.close()
         return metrics
 
     def _start(self) -> dict[str, float]:
@@ -117,6 +121,13 @@ class Loop:
                 f"the run has seen {done} examples already, and n_epochs and n_examples end it after "
                 f"{sum(self.sizes)}: raise them."
             )
+        changed = self.resume.state["steps"] != len(self.sizes)
+        shaped = self.config.scheduler != "constant" or (self.config.warmup_steps is None and self.config.warmup)
+        if changed and shaped and distributed.rank() == 0:
+            log.info(
+                "the run has %d steps now and had %d: from here on the learning rate is that of the new length",
+                len(self.sizes), self.resume.state["steps"],
+            )  # fmt: skip
         if done < planned and distributed.rank() == 0:
             log.info("the last step was cut short by n_examples: its other %d rows are not seen", planned - done)
 
@@ -175,5 +186,5 @@ class Loop:
         policy = self.trainer.policy
         saved = adapter_weights(policy).values() if has_adapter(policy) else policy.parameters()
         weights = sum(weight.numel() * weight.element_size() for weight in saved)
-        trained = sum(4 * weight.numel() for weight in policy.parameters() if weight.requires_grad)
+        trained = sum(weight.numel() for weight in policy.parameters() if weight.requires_grad)
         self.checkpoints.refuse_full_disk(sum(self.sizes), weights, trained)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import resource
@@ -19,6 +20,8 @@ import torch
 from tqdm import tqdm
 
 from trainers import distributed
+
+log = logging.getLogger(__name__)
 
 
 class Averages:
@@ -126,7 +129,10 @@ class MetricsLog:
         self._console_interval = console_interval
         self._last_line = -math.inf
         self._file = open(folder / "metrics.jsonl", "ab")  # noqa: SIM115 (closed by `close`)
-        self._file.truncate(min(keep_bytes, self._file.tell()))
+        there = self._file.tell()
+        if there < keep_bytes:
+            log.warning("%s has lost its last records: they are not in the run's curves", self._file.name)
+        self._file.truncate(min(keep_bytes, there))
         self._wandb = None
         if wandb_options is not None:
             self._wandb = check_wandb().init(dir=str(folder), **wandb_options)

@@ -11,6 +11,9 @@ import torch
 
 from models.optional import bitsandbytes
 
+OPTIMIZER_BYTES = {"AdamW": 8, "Adam": 8, "AdamW8bit": 2, "PagedAdamW8bit": 2, "RMSprop": 4, "SGD": 0}
+"""Of each optimizer's state, for each trained weight."""
+
 
 def make_optimizer(
     name: str,

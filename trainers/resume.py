@@ -58,6 +58,11 @@ def find_resume(folder: Path) -> Path | None:
     return next(found, None)
 
 
+def checkpoint_in(folder: Path) -> Path:
+    """The folder of a checkpoint itself, or of a run the checkpoint that it would go on from."""
+    return folder if (folder / RESUME).is_file() else find_resume(folder) or folder
+
+
 def read_resume(folder: Path, own: bool = True) -> Resume:
     """Reads a checkpoint's resume.pt.
 
@@ -66,7 +71,7 @@ def read_resume(folder: Path, own: bool = True) -> Resume:
     """
     other = (
         "Go on from another checkpoint with resume=FOLDER, train from the beginning with resume=never, or take over "
-        f"the weights alone in a new run: exp_name=NAME model.load_from={folder}/policy.pt."
+        "the weights alone of a checkpoint in a new run: exp_name=NAME model.load_from=FOLDER/policy.pt."
     )
     if not (folder / RESUME).is_file():
         raise ValueError(f"{folder} has no {RESUME}, so no run can go on from it. {other}")
@@ -95,6 +100,7 @@ def pack(trainer: BasicTrainer, optimizer: torch.optim.Optimizer, averages: Aver
         "format": FORMAT,
         "step_idx": trainer.step_idx,
         "examples": trainer.examples,
+        "steps": len(trainer.train_loader.sizes()),
         "best": trainer.checkpoints.best,
         "best_examples": trainer.checkpoints.best_examples,
         "optimizer": _whole(optimizer, trainer.computer.shards),

@@ -33,6 +33,14 @@ def test_shards_divide_what_is_kept():
         compose([*LLAMA, "distributed=fsdp", "distributed.processes=8", "distributed.reshard_after_forward=false"])
     )
     assert more.gathered > 4 * WEIGHTS
+    low = ["distributed=fsdp", "distributed.processes=8", "model.lora.rank=16"]
+    assert estimate(compose([*LLAMA, *low])).total < sharded.total, "an adapter never takes more than all weights"
+
+
+def test_what_is_refused_is_not_offered():
+    """Prevents a table whose best cell is a command that does not run: 4 bits are not sharded."""
+    (line,) = [one for one in report(compose(LLAMA)).splitlines() if "quantize=nf4" in one]
+    assert line.split()[-1] == "-"
 
 
 def test_it_is_printed_and_nothing_is_made(tmp_path, capsys):
