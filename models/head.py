@@ -48,16 +48,19 @@ class Head:
         return _TargetLogps.apply(hidden, self, self.weight, self.bias, targets)
 
     @torch.no_grad()
-    def squares(self, hidden: torch.Tensor) -> torch.Tensor:
-        """log of the sum over the vocabulary of p squared, (N,), given hidden states (N, H): float32 at least."""
+    def squares(self, hidden: torch.Tensor, logits: torch.Tensor | None = None) -> torch.Tensor:
+        """log of the sum over the vocabulary of p squared, (N,), given hidden states (N, H): float32 at least.
+
+        Given logits (N, V), in float32 at least, it is of these: a model may do more to them than its head.
+        """
+        if logits is not None:
+            return _log_squares(logits.clone())
         rows, few = _sizes(self.weight)
         buffer = self.weight.new_empty(min(rows, len(hidden)), len(self.weight))
         values = [hidden.new_zeros(0, dtype=torch.promote_types(hidden.dtype, torch.float32))]
         for part in hidden.to(self.weight.dtype).split(rows):
             for some in _products(part, self.weight, self.bias, buffer).split(few):
-                logits, _ = self.finish(some)
-                normalizers = logits.logsumexp(dim=-1)
-                values.append(logits.mul_(2).logsumexp(dim=-1) - 2 * normalizers)
+                values.append(_log_squares(self.finish(some)[0]))
         return torch.cat(values)
 
     def finish(self, products: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -80,6 +83,12 @@ class Head:
         if tanh is not None:
             gradient.mul_(1 - tanh.square())
         return gradient.mul_(self.scale) if self.scale != 1 else gradient
+
+
+def _log_squares(logits: torch.Tensor) -> torch.Tensor:
+    """log of the sum of p squared (N,) of logits (N, V), which are overwritten."""
+    normalizers = logits.logsumexp(dim=-1)
+    return logits.mul_(2).logsumexp(dim=-1) - 2 * normalizers
 
 
 class _TargetLogps(torch.autograd.Function):

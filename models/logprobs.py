@@ -76,8 +76,9 @@ def _longest(row: TreeRow) -> int:
     return len(row.prompt) + max(len(branch.ids) for branch in row.branches)
 
 
-Values = Callable[[torch.Tensor], torch.Tensor]
-"""From hidden states (N, H) to something about each (N,)."""
+Values = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+"""From hidden states (N, H), and the model's own logits (N, V) where they are there anyway, to something about each
+(N,)."""
 
 
 def branch_logps(
@@ -112,7 +113,7 @@ def packed_logps(
     output = backbone(input_ids=ids[None], position_ids=positions[None], use_cache=False, pack=pack)
     hidden = output.last_hidden_state[0, sources]
     logps = list(Head.of(model).logps(hidden, targets).split(pack.counts))
-    return logps if values is None else (logps, list(values(hidden).split(pack.counts)))
+    return logps if values is None else (logps, list(values(hidden, None).split(pack.counts)))
 
 
 def token_logps(
@@ -151,7 +152,7 @@ def token_logps(
     logits = logits.reshape(-1, logits.shape[-1])
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     logps = list((-F.cross_entropy(logits, target, reduction="none")).split(counts))
-    return logps if values is None else (logps, list(values(hidden[0]).split(counts)))
+    return logps if values is None else (logps, list(values(hidden[0], logits).split(counts)))
 
 
 @contextmanager

@@ -23,6 +23,6 @@ class ValueHead(nn.Module):
                 nn.Linear(hidden_size, 1),
             )  # fmt: skip
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(N, hidden_size) to values (N,), in units of reward."""
+    def forward(self, hidden: torch.Tensor, logits: torch.Tensor | None = None) -> torch.Tensor:
+        """(N, hidden_size) to values (N,), in units of reward; logits say nothing of it."""
         return self.layers(hidden.detach().to(self.layers[0].weight.dtype))[:, 0]

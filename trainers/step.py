@@ -66,7 +66,7 @@ class StepComputer:
         self.shards = shards_of(policy)
         self._copy = WorkingCopy(policy, dtype) if dtype == torch.bfloat16 and self.shards is None else None
         aligned = any(need.kind == "alignments" for need in trainer.needs)
-        self._values = (lambda hidden: Head.of(policy).squares(hidden)) if aligned else trainer.value_head
+        self._values = (lambda *seen: Head.of(policy).squares(*seen)) if aligned else trainer.value_head
         own = [] if trainer.value_head is None else [*trainer.value_head.parameters()]
         trained = [weight for weight in policy.parameters() if weight.requires_grad]
         self.parameters = [*(trained if self.shards is None else self.shards.parameters), *own]

@@ -41,6 +41,27 @@ def test_tree_rows_and_padded_ones_give_the_same():
         assert all(torch.allclose(a, b, atol=1e-8) for a, b in zip(first, second, strict=True))
 
 
+def test_what_a_model_does_behind_its_head_is_in_the_squares_of_padded_rows():
+    """Prevents WPO's weights, on padded rows, of other probabilities than those that are trained."""
+    model = tiny.tiny_model(dtype=torch.float64)
+    inner = model.forward
+
+    def forward(*args, **kwargs):
+        output = inner(*args, **kwargs)
+        output.logits = output.logits.pow(3) * 50
+        return output
+
+    model.forward = forward
+    row = rows_of("dpo")[0]
+    sequence = ScoredSequence(row.prompt, row.responses["chosen"].ids, row.responses["chosen"].scored)
+    _, (squares,) = token_logps(model, [sequence], Head.of(model).squares)
+    ids = torch.tensor([*sequence.prompt, *sequence.response])
+    expected = model(ids[None]).logits[0].softmax(-1).square().sum(-1).log()[len(sequence.prompt) - 1 : -1]
+    assert torch.allclose(squares, expected)
+    of_the_head = Head.of(model).squares(model.base_model(ids[None]).last_hidden_state[0])
+    assert not torch.allclose(squares, of_the_head[len(sequence.prompt) - 1 : -1])
+
+
 def test_a_weight_is_no_gradient():
     """Prevents a policy that lowers its loss by making its own samples unlikely."""
     gradient, _ = step("wpo", rows_of("wpo"))

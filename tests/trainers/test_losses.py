@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from trainers.losses.paired import dpo
 from trainers.losses.sft import sft
-from trainers.losses.unpaired import kto
+from trainers.losses.unpaired import kto, kto_logsigmoid
 
 RECORDED = json.loads(Path(__file__).with_name("trl_recorded.json").read_text())
 LOGPS = st.lists(st.floats(-300, 0), min_size=1, max_size=6)
@@ -116,6 +116,15 @@ def test_an_empty_class_is_an_empty_part():
     assert (len(losses), len(chosen), len(rejected)) == (1, 0, 1)
     losses, *_ = kto(none, none, one, none, none, one, beta=0.1)
     assert len(losses) == 0
+
+
+def test_an_estimate_of_no_response_is_refused():
+    """Prevents a loss of nan where a loader of one's own gives a step without mismatched responses."""
+    none, one = torch.zeros(0, dtype=torch.float64), tensor(-3)
+    weights = {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0}
+    for loss in (kto, kto_logsigmoid):
+        with pytest.raises(ValueError, match="policy_KL_logps is empty.*loss=kto-zero"):
+            loss(one, one, none, one, one, none, **weights)
 
 
 @pytest.mark.parametrize("case", RECORDED["sft"])

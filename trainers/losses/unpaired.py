@@ -253,7 +253,16 @@ def bco(
 
 
 def _estimate(policy_KL_logps: Tensor, reference_KL_logps: Tensor) -> Tensor:
-    """z (), detached: the mean log-ratio of mismatched responses, not below 0."""
+    """z (), detached: the mean log-ratio of mismatched responses (K,), not below 0.
+
+    Raises:
+        ValueError: there are none, and a mean of nothing is no number.
+    """
+    if not len(policy_KL_logps):
+        raise ValueError(
+            "policy_KL_logps is empty: z is a mean over responses to other prompts, and the step has none. Give some, "
+            "by a DataLoader whose rows have the role KL, or use loss=kto-zero, whose z is 0."
+        )
     return (policy_KL_logps - reference_KL_logps).mean().clamp(min=0).detach()
 
 
