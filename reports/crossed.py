@@ -13,20 +13,25 @@ Biometrics Bulletin 2, 110-114). Two methods answer the same prompts, so of a di
 their differences, and the seeds' parts add up.
 
 Scores are wins, ties and losses, and near 0 % and 100 % the variance of a few of them says little: that of ten wins is
-0. So made-up prompts are added before prompts are averaged. For a rate two that are won and two that are lost (Agresti
-and Coull 1998, Approximate is better than "exact" for interval estimation of binomial proportions, The American
-Statistician 52, 119-126); for a difference one that only the first wins and one that only the second wins (Bonett and
-Price 2012, Adjusted Wald confidence interval for a difference of binomial proportions based on paired data, Journal of
-Educational and Behavioral Statistics 37, 479-488). Both papers have one answer a prompt; that it holds for several
-seeds and for ties is by simulation. The intervals are cut to what is possible, and what is estimated is in them.
+0. So made-up prompts are added before prompts are averaged: for a rate two that are won and two that are lost, for a
+difference one that only the first wins and one that only the second wins. The first is the adjustment of Agresti and
+Coull (1998, Approximate is better than "exact" for interval estimation of binomial proportions, The American
+Statistician 52, 119-126); the second follows the idea of Bonett and Price (2012, Adjusted Wald confidence interval for
+a difference of binomial proportions based on paired data, Journal of Educational and Behavioral Statistics 37,
+479-488), who adjust the two discordant counts. Both papers have one answer a prompt and the normal quantile; seeds,
+ties and Student's t are ours, and what they do is computed and simulated. The intervals are cut to what is possible,
+and what is estimated is in them.
 
-Coverage of the truth. With one seed, computed for all rates and 10, 20, 50 and 133 prompts: 0.94 or more, of a
-difference 0.935 (up to 50). Simulated in 1,040 settings, 1,000 times each, with 1 to 5 seeds, 10 to 133 prompts, rates
-of 0.5 to 0.99, half of the scores ties or none, and chances to win that have normal parts of seeds and prompts and are
-cut to 0 and 1: a difference 0.928 or more in all; a rate 0.939 or more where seeds have a standard deviation of 0 or 3
-points. With 8 points it is 0.90 or more at rates of 0.5 and 0.7, with 15 points 0.88, the lowest with two seeds. Where
-rates are 0.9 or more and seeds vary by so much, many seeds win everything, and two that do cannot know of others: 0.74
-and 0.69 (three seeds 0.82, five 0.88).
+Coverage of the truth, by `python -m benchmarks.coverage` (benchmarks/coverage.json). With one seed, of all outcomes: a
+rate 0.943 or more (10, 20, 50 and 133 prompts), a difference 0.935 or more (10, 20 and 50). Simulated in 1,040
+settings, 1,000 times each, so that a figure is known to 0.01 or so, with 1 to 5 seeds, 10 to 133 prompts, rates of 0.5
+to 0.99, up to half of the scores ties or none, and chances to win that have normal parts of seeds and prompts and are
+cut to 0 and 1. A difference is covered in 0.94 or more, but with two seeds that vary by 8 or 15 points at rates of 0.9
+or more in 0.92 and 0.91. A rate is covered in 0.94 or more where seeds do not vary or by a standard deviation of 3
+points, but with two such seeds at rates of 0.9 or more in 0.92. With 8 points and two, three or five seeds it is 0.89,
+0.94 and 0.94 at rates of 0.5 and 0.7, with 15 points 0.87, 0.92 and 0.94. Where rates are 0.9 or more and seeds vary by
+so much, many seeds win everything, and two that do cannot know of others: 0.72, 0.86 and 0.94 with 8 points, 0.68, 0.78
+and 0.88 with 15.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks import gpu
+from benchmarks.coverage import lowest, mean_of_cut_normal, settings, simulate
 from benchmarks.speed import largest_difference, record, table
 from benchmarks.work import flops, made_up_steps, measure, parser
 from tests import tiny
@@ -139,3 +140,22 @@ def test_the_share_of_the_matmul_rate_follows_the_machine():
     assert made["tokens_per_second"] == 25.0
     # Around the steps: 120, 100, 50; of 320 that were possible 220 were done, in shares of 0.5, 0.8, 0.8.
     assert made["share_of_matmul_rate"] == 0.688 and made["share_of_the_median_step"] == 0.8
+
+
+def test_the_mean_of_a_cut_normal_number():
+    """Prevents a simulation that asks for another truth than it draws from: by drawing."""
+    draws = np.clip(np.random.default_rng(0).normal(0.9, 0.3, 10**6), 0, 1)
+    assert mean_of_cut_normal(0.9, 0.3) == pytest.approx(draws.mean(), abs=1e-3)
+    assert mean_of_cut_normal(0.5, 0.3) == pytest.approx(0.5)
+    assert mean_of_cut_normal(0.7, 0.0) == 0.7
+
+
+def test_recorded_coverage_is_what_the_intervals_have():
+    """Prevents a record of other intervals than reports.crossed has now, or of other settings than it says."""
+    kept = json.loads((ROOT / "benchmarks" / "coverage.json").read_text())
+    rows = [dict(zip(kept["columns"], row, strict=True)) for row in kept["rows"]]
+    assert [{key: row[key] for key in made} for row, made in zip(rows, settings(), strict=True)] == settings()
+    assert lowest(rows) == kept["lowest"]
+    for number in (100, 700):
+        held = simulate(settings()[number], kept["repetitions"], np.random.default_rng([0, number]))
+        assert held == (rows[number]["rate_held"], rows[number]["difference_held"])

@@ -123,7 +123,7 @@ def test_an_estimate_of_no_response_is_refused():
     none, one = torch.zeros(0, dtype=torch.float64), tensor(-3)
     weights = {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0}
     for loss in (kto, kto_logsigmoid):
-        with pytest.raises(ValueError, match="policy_KL_logps is empty.*loss=kto-zero"):
+        with pytest.raises(ValueError, match=r"policy_KL_logps is empty.*loss=kto-zero"):
             loss(one, one, none, one, one, none, **weights)
 
 
