@@ -39,9 +39,10 @@ def run(options: argparse.Namespace) -> int:
     check_results_file(options.results_file)
     done = [compare(samples, options, endpoint, keys) for samples in read]
     if len(done) > 1:
-        judged = zip(options.file, read, done, strict=True)
-        places, prompts = rank([Judged(file, samples.config, scores) for file, samples, (scores, _) in judged])
-        print("", printable(format_ranking(places, prompts)), sep="\n")
+        of_files = zip(options.file, read, done, strict=True)
+        judged = [Judged(file, samples.config, scores) for file, samples, (scores, _) in of_files]
+        places, prompts = rank(judged)
+        print("", printable(format_ranking(places, prompts, [len(one.scores) for one in judged])), sep="\n")
         if options.plot:
             draw_ranking(places, prompts, keys[1], options.plot)
             print(f"plot: {options.plot}")

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+PROMPT_SEED = 1
+"""Of the choice of prompts, whatever a run's seed is: runs of several seeds answer the same ones."""
+
 
 def run(config: DictConfig, run_folder: Path | None) -> Any:
     """Does what `config.mode` says.
@@ -114,10 +117,10 @@ def sample(config: DictConfig, saved: str | None) -> Path:
 
 
 def choose_prompts(config: DictConfig, tokenize: ExampleTokenizer) -> tuple[list[Example], list[np.ndarray]]:
-    """`n_samples` examples of the split, chosen by the seed, and their prompts as token ids, with the control string of
-    good responses where the loss has one."""
+    """`n_samples` examples of the split, the same ones for every seed and a smaller choice within every larger one, and
+    their prompts as token ids, with the control string of good responses where the loss has one."""
     examples = [example for source in build.build_sources(config, config.split) for example in source.dataset]
-    order = np.random.default_rng([config.seed]).permutation(len(examples))
+    order = np.random.default_rng([PROMPT_SEED]).permutation(len(examples))
     wanted = sorted(order[: config.n_samples])
     control = config.loss.get("control_tokens")
     suffix = np.zeros(0, dtype=np.int32) if control is None else control_ids(tokenize, control, "chosen")

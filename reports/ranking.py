@@ -91,8 +91,13 @@ def _in_per_cent(interval: Interval | None) -> Interval | None:
     return None if interval is None else (100 * interval[0], 100 * interval[1])
 
 
-def format_ranking(places: Sequence[Place], prompts: int) -> str:
-    """The ranking as a person reads it."""
+def format_ranking(places: Sequence[Place], prompts: int, judged: Sequence[int] = ()) -> str:
+    """The ranking as a person reads it.
+
+    Args:
+        prompts: on which it is measured.
+        judged: how many prompts have a verdict in each file; what is left out of them is said.
+    """
     width = max(len(one.label) for one in places)
     lines = [f"Ranking on {prompts} prompt{'s' * (prompts != 1)}; 95 % intervals over prompts and seeds"]
     for number, one in enumerate(places, start=1):
@@ -105,4 +110,10 @@ def format_ranking(places: Sequence[Place], prompts: int) -> str:
         lines.append(f"{number:3d}. {one.label:<{width}}  {one.win_rate:5.1f} % [{interval}]  {seeds}{behind}{noise}")
     if any(one.seeds == 1 for one in places):
         lines.append("A method with one seed: its interval does not know how much training it again would change.")
+    most = max(judged, default=prompts)
+    if prompts < most:
+        lines.append(
+            f"Only {prompts} of up to {most} prompts of a file have a verdict in all files; the others are left out. "
+            "Files that were sampled for the same prompts share all of them (++n_samples=null takes the whole split)."
+        )
     return "\n".join(lines)

@@ -41,6 +41,12 @@ def test_several_files_are_compared_and_ranked(capsys):
     assert second.startswith("  2. loss=dpo   37.5 %") and "50.0 behind" in second
 
 
+def test_few_shared_prompts_are_said(capsys):
+    """Prevents a ranking on a fraction of the prompts that only a count tells of."""
+    assert ranked([write("a.json", [3, 9, 9, 9], seed=1), write("b.json", [3, 9], seed=2)]) == 0
+    assert "Only 2 of up to 4 prompts of a file have a verdict in all files" in capsys.readouterr().out
+
+
 def test_one_file_is_not_ranked(capsys):
     """Prevents a ranking of one."""
     assert ranked([write("a.json", [3, 9])]) == 0

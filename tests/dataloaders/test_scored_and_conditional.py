@@ -172,6 +172,16 @@ def test_control_strings_that_say_nothing_are_refused(control, message):
         conditional(control)
 
 
+def test_seeds_are_sampled_for_the_same_prompts():
+    """Prevents a ranking over seeds that have a handful of prompts in common: each chose its own."""
+    tokenize = tiny.tokenize()
+    few, others, more = (
+        {example.prompt for example in choose_prompts(tiny.config("dpo", seed=seed, n_samples=count), tokenize)[0]}
+        for seed, count in ((1, 5), (2, 5), (3, 9))
+    )
+    assert few == others and few < more and len(more) == 9
+
+
 def test_sampling_puts_the_good_string_there():
     """Prevents samples of a model that was never told to be good."""
     tokenize = tiny.tokenize()

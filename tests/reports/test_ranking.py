@@ -52,6 +52,8 @@ def test_prompts_that_a_file_lacks_are_left_out():
     whole, part = run("dpo", 1, [1, 0, 1, 0]), run("kto", 1, [1, 1])
     places, prompts = rank([whole, part])
     assert prompts == 2 and {one.label: one.win_rate for one in places} == {"loss=kto": 100.0, "loss=dpo": 50.0}
+    text = format_ranking(places, prompts, [4, 2])
+    assert "Only 2 of up to 4 prompts" in text and "Only" not in format_ranking(places, prompts, [2, 2])
     with pytest.raises(ValueError, match="no prompt has a verdict in all"):
         rank([whole, Judged("x", {}, {"another": 1.0})])
     with pytest.raises(ValueError, match="of the same run"):
