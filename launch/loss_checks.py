@@ -90,8 +90,11 @@ def check_loss(loss: DictConfig) -> None:
     for key in settings_read(loss.trainer):
         if key not in loss:
             raise ValueError(missing_key(f"{loss.trainer}.loss", key, loss))
-    if loss.get("beta") == 0 and not str(loss.trainer).endswith("GRPOTrainer"):  # whose beta is the weight of a KL
-        raise ValueError(f"loss.beta=0 must be above 0 for loss={loss.name}.")
+    if loss.get("beta") == 0 and "beta" not in (class_words(loss.trainer, "trainers", "may_be_zero") or ()):
+        raise ValueError(
+            f"loss.beta=0 must be above 0 for loss={loss.name} (where it is the weight of a term, write "
+            '`may_be_zero = ("beta",)` in the trainer\'s class).'
+        )
     if loss.get("desirable_weight") == loss.get("undesirable_weight") == 0:
         raise ValueError("loss.desirable_weight and loss.undesirable_weight are both 0: nothing would be learned.")
     _check_loader(loss, parameters)

@@ -22,7 +22,8 @@ def class_words(name: str, package: str, attribute: str = "roles") -> tuple[str,
     """A class attribute that holds words, its own or inherited; None when the text cannot tell.
 
     Args:
-        attribute: `roles` of a trainer or DataLoader, `reads` of a trainer, `gives` or `settings` of a DataLoader.
+        attribute: `roles` of a trainer or DataLoader, `reads` or `may_be_zero` of a trainer, `gives` or `settings` of a
+            DataLoader.
 
     Raises:
         ValueError: when there is no such class (see `find_source`).

@@ -26,7 +26,7 @@ from trainers import distributed
 from trainers.basic import BasicTrainer
 from trainers.metrics import MetricsLog, check_wandb
 from trainers.rehearsal import rehearse
-from trainers.resume import Resume, checkpoint_in, find_resume, read_resume
+from trainers.resume import Resume, checkpoint_in, find_resume, read_resume, refuse_shorter
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +67,8 @@ def run(config: DictConfig) -> dict[str, float]:
         return json.loads((folder / "LATEST" / "metrics.json").read_text(encoding="utf-8"))
     resume = _resume(config, folder, status, () if claimed is None else claimed.changed)
     train_loader, eval_loader, tokenizer = load_data(config)
+    if resume is not None:
+        refuse_shorter(resume, train_loader.sizes())  # before the run that is there is touched
     account = inspection.account_of([loader for loader in (train_loader, eval_loader) if loader is not None])
     tell_long_rows(train_loader, kind.roles, config.model.tokens_per_microbatch)
     if claimed is not None:

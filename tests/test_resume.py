@@ -150,8 +150,11 @@ def test_what_may_change_and_what_may_not(tmp_path, caplog):
     assert [r["counters/examples"] for r in records(tmp_path) if r["split"] == "eval"] == [0, 12, 16, 24]
     here(tmp_path, "dpo", *longer)
     assert "nothing to do" in caplog.text
-    with pytest.raises(ValueError, match="has seen 24 examples already"):
+    with pytest.raises(ValueError, match=r"after \d+ steps with 24 examples, .* end the run after \d+ steps with 8: "):
         here(tmp_path, "dpo", *longer, "n_examples=8")
+    caplog.clear()
+    here(tmp_path, "dpo", *longer)
+    assert "nothing to do" in caplog.text, "what is refused leaves a finished run finished"
     here(tmp_path / "at once", "dpo", *longer)
     one, other = (contents(folder)["files"]["step-24/policy.pt"] for folder in (tmp_path, tmp_path / "at once"))
     assert one["state"] == other["state"], "with a constant rate the longer run is the same one"

@@ -52,6 +52,9 @@ class BasicTrainer:
     reads: ClassVar[tuple[str, ...]] = ()
     """What the family needs rows to say beside their responses (see `DataLoader.gives`)."""
 
+    may_be_zero: ClassVar[tuple[str, ...]] = ()
+    """Hyperparameters that are above 0 in other losses, and in this one may be 0: a `beta` that is a term's weight."""
+
     couples_examples: bool = False
     """True when the loss of an example depends on others of its step (a batch mean, a sort, whitening)."""
 

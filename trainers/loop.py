@@ -16,7 +16,7 @@ from models.lora import adapter_weights, has_adapter
 from trainers import distributed
 from trainers.metrics import Averages
 from trainers.optimization import optimization
-from trainers.resume import Resume, pack, take_up
+from trainers.resume import Resume, pack, refuse_shorter, take_up
 from trainers.signals import Stopped, StopSignals, exit_code
 
 if TYPE_CHECKING:
@@ -115,12 +115,8 @@ class Loop:
 
     def _check_length(self) -> None:
         """What a run that goes on with another n_epochs or n_examples can know of it."""
+        refuse_shorter(self.resume, self.sizes)
         done, planned = self.trainer.examples, sum(self.sizes[: self.trainer.step_idx])
-        if self.trainer.step_idx > len(self.sizes) or done > sum(self.sizes):
-            raise ValueError(
-                f"the run has seen {done} examples already, and n_epochs and n_examples end it after "
-                f"{sum(self.sizes)}: raise them."
-            )
         changed = self.resume.state["steps"] != len(self.sizes)
         shaped = self.config.scheduler != "constant" or (self.config.warmup_steps is None and self.config.warmup)
         if changed and shaped and distributed.rank() == 0:
@@ -177,7 +173,7 @@ class Loop:
         self.checkpoints.wait()
         distributed.barrier()
         if distributed.rank() == 0:
-            where = f"after {self.trainer.examples} of {sum(self.sizes)} examples"
+            where = f"after {self.trainer.examples} of {self._progress.total} examples"
             print(f"stopped by {name} {where}; the same command goes on from there", file=sys.stderr)
         signals.hand_on()
         raise Stopped(exit_code(name))

@@ -114,7 +114,8 @@ class MetricsLog:
 
     Args:
         folder: the run's folder.
-        console_interval: at least this many seconds between two lines on the console.
+        console_interval: at least this many seconds between two lines of training on the console. The first is always
+            shown, and the last before an evaluation or the end.
         wandb_options: entity, project, name and config of a wandb run; None leaves wandb alone.
         keep_bytes: of the metrics.jsonl that is there, when a run goes on; what comes behind is written anew.
     """
@@ -128,6 +129,7 @@ class MetricsLog:
     ):
         self._console_interval = console_interval
         self._last_line = -math.inf
+        self._held_back: str | None = None
         self._file = open(folder / "metrics.jsonl", "ab")  # noqa: SIM115 (closed by `close`)
         there = self._file.tell()
         if there < keep_bytes:
@@ -143,9 +145,20 @@ class MetricsLog:
         self._file.flush()
         if self._wandb is not None:
             self._wandb.log(dict(metrics), step=examples)
-        if split == "eval" or time.monotonic() - self._last_line >= self._console_interval:
-            tqdm.write(summary(metrics, examples, split), file=sys.stderr)
-            self._last_line = time.monotonic()
+        line = summary(metrics, examples, split)
+        if split == "eval":
+            self._show_held_back()
+            tqdm.write(line, file=sys.stderr)
+        elif time.monotonic() - self._last_line >= self._console_interval:
+            tqdm.write(line, file=sys.stderr)
+            self._last_line, self._held_back = time.monotonic(), None
+        else:
+            self._held_back = line
+
+    def _show_held_back(self) -> None:
+        if self._held_back is not None:
+            tqdm.write(self._held_back, file=sys.stderr)
+            self._held_back = None
 
     def bytes_on_disk(self) -> int:
         """How long metrics.jsonl is, once it is safe on the disk."""
@@ -158,6 +171,7 @@ class MetricsLog:
         return None if self._wandb is None else self._wandb.id
 
     def close(self) -> None:
+        self._show_held_back()
         self._file.close()
         if self._wandb is not None:
             self._wandb.finish()

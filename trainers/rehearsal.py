@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 import random
 import traceback
 from collections.abc import Iterator
@@ -23,14 +24,19 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 from dataloaders.batches import Row
 from dataloaders.examples import Example
 from dataloaders.resolve import did_you_mean
+from trainers import distributed
 from trainers.basic import BasicTrainer
 from trainers.coupling import refuse_undeclared_coupling
 from trainers.naming import Logps, Naming
 from trainers.outputs import Tensors
 from trainers.step import StepComputer
 
+log = logging.getLogger(__name__)
+
 TOKENS = (3, 5, 2, 4, 6, 3, 2, 5)
 """Scored tokens of the made-up responses, a row each."""
+_WORTHS = ("rewards", "token_advantages")
+"""Kinds of tensors that say what a response is worth."""
 
 
 def refuse_signatures(kind: type[BasicTrainer], loss: Any) -> None:
@@ -110,10 +116,40 @@ def rehearse(trainer: BasicTrainer, device: torch.device) -> None:
                 groups = trainer.loss_groups(rows)
                 output.refuse_reward_counts(type(trainer).__name__, trainer.reward_counts(groups))
                 trainer.reward_metrics(output)
+            # Not twice: a class that makes no more of itself was looked at before there was a policy.
+            if not hasattr(trainer, "policy") or type(trainer).__init__ is not BasicTrainer.__init__:
+                warn_of_sign(trainer, tensors, output.losses)
             if not trainer.couples_examples:
                 with torch.no_grad():
                     owners = stand_in.owners(rows, logps)
                     refuse_undeclared_coupling(trainer, stand_in.naming, rows, logps, owners)
+
+
+def warn_of_sign(trainer: BasicTrainer, tensors: Tensors, losses: torch.Tensor) -> None:
+    """Says so where a loss asks for the opposite: less likely good responses and likelier bad ones, in all rows.
+
+    A warning and no error, since a loss may mean it (unlearning, say). Of responses whose worth is a number nothing is
+    said.
+
+    Args:
+        tensors: what the loss was given.
+        losses: (N,), with their graph.
+    """
+    good = {"chosen", *(() if any(need.kind in _WORTHS for need in trainer.needs) else ("target",))}
+    roles = {need.parameter: need.role for need in trainer.needs if need.model == "policy"}
+    names = [name for name, role in roles.items() if role in {*good, "rejected"} and tensors[name].requires_grad]
+    slopes = torch.autograd.grad(losses.sum(), [tensors[name] for name in names], retain_graph=True, allow_unused=True)
+    wrong: dict[str, bool] = {}
+    for role, slope in zip((roles[name] for name in names), slopes, strict=True):
+        if slope is not None and slope.any():
+            against = slope if role in good else -slope
+            wrong[role] = wrong.get(role, True) and bool((against >= 0).all())
+    if wrong and all(wrong.values()) and distributed.rank() == 0:
+        how = [f"{'rises' if role in good else 'falls'} with log-probabilities of {role} responses" for role in wrong]
+        log.warning(
+            "%s.loss %s, on made-up values, and training makes it small: if that is not meant, its sign is wrong",
+            type(trainer).__name__, " and ".join(how),
+        )  # fmt: skip
 
 
 class _Refusal(ValueError):

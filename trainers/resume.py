@@ -8,7 +8,7 @@ computed, on the same hardware with the same number of threads.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,6 +85,23 @@ def read_resume(folder: Path, own: bool = True) -> Resume:
             f"{folder / RESUME} has format {found}, and this version of Aureole reads format {FORMAT}. {other}"
         )
     return Resume(folder, state, own)
+
+
+def refuse_shorter(resume: Resume, sizes: Sequence[int]) -> None:
+    """Refuses a run that would end before the place from where it goes on.
+
+    Args:
+        sizes: examples of each optimizer step that the run has now.
+
+    Raises:
+        ValueError: naming the keys.
+    """
+    steps, examples = resume.state["step_idx"], resume.examples
+    if steps > len(sizes) or examples > sum(sizes):
+        raise ValueError(
+            f"{resume.folder} is after {steps} steps with {examples} examples, and n_epochs and n_examples end the run "
+            f"after {len(sizes)} steps with {sum(sizes)}: raise them."
+        )
 
 
 def pack(trainer: BasicTrainer, optimizer: torch.optim.Optimizer, averages: Averages, data: str) -> dict[str, Any]:

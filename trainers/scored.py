@@ -15,8 +15,9 @@ class ScoredTrainer(BasicTrainer):
 
 
 class GRPOTrainer(ScoredTrainer):
-    """Group relative policy optimization, offline."""
+    """Group relative policy optimization, offline; its beta is the weight of a KL."""
 
+    may_be_zero = ("beta",)
     loss = formula(grpo)
 
 

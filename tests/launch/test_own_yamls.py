@@ -21,6 +21,7 @@ from dataloaders.scored import ScoredDataLoader
 from dataloaders.unpaired import UnpairedPreferenceDataLoader
 from trainers.basic import BasicTrainer
 from trainers.paired import PairedPreferenceTrainer
+from trainers.scored import GRPOTrainer
 from trainers.unpaired import UnpairedPreferenceTrainer
 
 
@@ -56,6 +57,18 @@ class Labelled(UnpairedPreferenceTrainer):
 class Rootless(BasicTrainer):
     def loss(self, policy_chosen_logps):
         return -policy_chosen_logps
+
+
+class WeightOfATerm(Mine):
+    may_be_zero = ("beta",)
+
+
+class MyGRPO(GRPOTrainer):
+    pass
+
+
+class LastOfAllGRPOTrainer(Mine):
+    pass
 
 
 class OneWord(Mine):
@@ -177,6 +190,19 @@ def test_what_is_right_is_let_pass(mine, changes):
     """Prevents that a valid loss is refused because it reads keys with care, or its rows say more than ours."""
     config = mine(**changes)
     assert train.trainer_class(config).__name__ == changes.get("trainer", "mine.py:Mine").partition(":")[2]
+
+
+@pytest.mark.parametrize(("name", "fits"), [("WeightOfATerm", True), ("MyGRPO", True), ("LastOfAllGRPOTrainer", False)])
+def test_a_beta_of_0_is_for_those_who_say_so(mine, name: str, fits: bool):
+    """Prevents that a subclass of GRPO is refused for its name, and another class let pass for it."""
+    keys = {"trainer": f"mine.py:{name}", "beta": "0"}
+    if name == "MyGRPO":
+        keys |= {"dataloader": "ScoredDataLoader", "use_reference_model": "true", "epsilon": "0.2"}
+    if fits:
+        assert mine(**keys).loss.beta == 0
+        return
+    with pytest.raises(ValueError, match=r"loss\.beta=0 must be above 0 for loss=mine .*`may_be_zero = \(\"beta\",\)`"):
+        mine(**keys)
 
 
 def test_a_whole_number_in_a_yaml_says_nothing_against_a_fraction(mine):

@@ -14,18 +14,20 @@ from trainers.basic import BasicTrainer
 from trainers.paired import PairedPreferenceTrainer
 from trainers.rehearsal import refuse_signatures, rehearse, rehearse_class
 from trainers.requirements import formula
+from trainers.sft import SFTTrainer
 from trainers.unpaired import UnpairedPreferenceTrainer
 
 CPU = torch.device("cpu")
 
 
-def config_of(kind: type[BasicTrainer], loss: str = ""):
-    return tiny.config(loss or ("kto" if issubclass(kind, UnpairedPreferenceTrainer) else "dpo"))
+def config_of(kind: type[BasicTrainer]):
+    families = {UnpairedPreferenceTrainer: "kto", SFTTrainer: "sft"}
+    return tiny.config(next((loss for family, loss in families.items() if issubclass(kind, family)), "dpo"))
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_loss_of_ours_passes(name: str):
-    """Prevents a rehearsal that refuses what trains, or that does not come to the loss at all."""
+def test_every_loss_of_ours_passes(name: str, caplog):
+    """Prevents a rehearsal that refuses what trains, does not come to the loss at all, or warns of its sign."""
     kind, loss = CASES[name]
     called = []
 
@@ -42,6 +44,7 @@ def test_every_loss_of_ours_passes(name: str):
     rehearse_class(kind, tiny.config(loss))
     rehearse(tiny.trainer(Counted, loss), CPU)
     assert called and all(len(one) for one in called[0].values())
+    assert not caplog.records
 
 
 def test_a_rehearsal_leaves_no_trace():
@@ -200,6 +203,55 @@ def test_a_trainer_that_makes_more_of_itself_is_rehearsed_once_it_is_made():
     rehearse_class(MadeOfMore, config_of(MadeOfMore))
     with pytest.raises(ValueError, match="Losses never reduce"):
         rehearse(tiny.trainer(MadeOfMore, "dpo", reference_seed=None), CPU)
+
+
+class Unlearns(Slip):
+    def loss(self, policy_chosen_logps, policy_rejected_logps):
+        return margin(policy_rejected_logps, policy_chosen_logps)
+
+
+class UnlearnsOneSide(Slip):
+    def loss(self, policy_chosen_logps, policy_rejected_logps):
+        return policy_chosen_logps + 0 * policy_rejected_logps
+
+
+class UnlearnsThumbs(UnpairedPreferenceTrainer):
+    def loss(self, policy_chosen_logps, policy_rejected_logps):
+        return torch.cat([policy_chosen_logps, -policy_rejected_logps])
+
+
+class UnlearnsTexts(SFTTrainer):
+    def loss(self, policy_target_token_logps):
+        return policy_target_token_logps
+
+
+BOTH = r"rises with log-probabilities of chosen responses and falls with log-probabilities of rejected responses, on "
+WRONG_SIGNS = {
+    Unlearns: BOTH,
+    UnlearnsThumbs: BOTH,
+    UnlearnsOneSide: "UnlearnsOneSide.loss rises with log-probabilities of chosen responses, on made-up",
+    UnlearnsTexts: "rises with log-probabilities of target responses, on made-up",
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_SIGNS)
+def test_a_wrong_sign_is_said_once_and_no_error(kind, caplog):
+    """Prevents a run of hours that makes chosen responses unlikely because a minus is missing."""
+    rehearse_class(kind, config_of(kind))
+    rehearse(tiny.trainer(kind, config_of(kind).loss.name, reference_seed=None), CPU)
+    (record,) = caplog.records
+    assert WRONG_SIGNS[kind] in record.getMessage() and "\n" not in record.getMessage()
+
+
+class PushesTheRejected(Slip):
+    def loss(self, policy_chosen_logps, policy_rejected_logps):
+        return policy_rejected_logps + 0.5 * policy_chosen_logps
+
+
+def test_one_side_against_its_direction_is_no_wrong_sign(caplog):
+    """Prevents a warning of losses that let both sides fall, as DPO's variants may."""
+    rehearse_class(PushesTheRejected, config_of(PushesTheRejected))
+    assert not caplog.records
 
 
 class NeedsManyRows(Slip):

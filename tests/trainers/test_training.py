@@ -323,3 +323,20 @@ def test_a_disk_too_small_for_the_checkpoints_stops_the_run_before_it_trains(tmp
     assert run.trainer.step_idx == 0
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=7 * size))
     run.trainer.train()
+
+
+def test_a_short_run_shows_its_loss(tmp_path, capsys):
+    """Prevents a run of seconds that shows no training at all, and an evaluation whose last step is not shown."""
+    log = MetricsLog(tmp_path, console_interval=1e9)
+    log.write({"loss/eval": 9.0}, 0, "eval")
+    for step in range(1, 6):
+        log.write({"loss/train": float(step)}, step, "train")
+    log.write({"loss/eval": 8.0}, 5, "eval")
+    for step in range(6, 9):
+        log.write({"loss/train": float(step)}, step, "train")
+    log.close()
+    shown = [line.split()[:5] for line in capsys.readouterr().err.splitlines()]
+    assert [(line[0], line[1], line[4]) for line in shown] == [
+        ("eval", "0", "9.0000"), ("train", "1", "1.0000"), ("train", "5", "5.0000"), ("eval", "5", "8.0000"),
+        ("train", "8", "8.0000"),
+    ]  # fmt: skip
