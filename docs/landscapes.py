@@ -10,21 +10,38 @@ import torch
 from dataloaders.resolve import resolve
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from docs.make_losses import Loss
 
 TOKENS = 20
-"""Of each response in a plot; a response without a reference has a log-probability of -1 nat a token where m is 0."""
+"""Of each response in a plot; its log-probability is -1 nat a token where nothing has moved."""
 LARGEST = 1e4
 """A curve that goes higher is cut."""
+HIGHEST = 10.0
+"""Where it is cut."""
 RANGE = 40.0
 """The margin goes from minus this to this, in nats."""
+CAPTIONS = {
+    "Pairs": f"""Both responses have {TOKENS} tokens and log-probabilities of -{TOKENS} nats under the reference. The
+margin m = r(y_w) - r(y_l) is made of both alike, r(y_w) = m / 2 and r(y_l) = -m / 2; a loss with two kinds of terms
+(dpop, apo, nca_pair) would look different where one response alone moves. cpo, orpo, simpo and slic have no reference
+and are drawn over l(y_w) - l(y_l), with l(y_w) = -{TOKENS} + half of it and l(y_l) = -{TOKENS} - half of it: at the
+left end of orpo the rejected response has a probability near 1, and its odds are infinite. f_dpo is cut, since it has
+exp(-r(y_w)) in it (forward KL); what it comes to stands in its panel.""",
+    "Single": """One response moves by r from the reference, and all others stay where the reference is: the estimate of
+KTO's reference point is 0 then, and so are the means of kto-simple and the shift of bco.""",
+    "Responses": """grpo and ppo: one token of a response with an advantage of +1 (better) or -1 (worse), against its
+log-ratio. rrhf: two responses of a prompt, one worth more than the other.""",
+    "Imitation": "One token.",
+}
+"""How the plots of a family are made, by the first word of its heading."""
 
 
 def curves(loss: Loss) -> tuple[str, torch.Tensor, dict[str, torch.Tensor]]:
     """What is on the x-axis, where (N,), and each curve of the loss (N,), with its graph.
 
-    Pairs: m is split evenly over both responses. Single responses: their own log-ratio. Scored ones: for each of two
-    responses, one worth more than the other.
+    What moves, and what stays where it is, is said in `CAPTIONS`.
     """
     trainer = resolve(loss.config.trainer, "trainers")
     needs = [need.parameter for need in trainer.requirements(loss.config)]
@@ -43,10 +60,21 @@ def curves(loss: Loss) -> tuple[str, torch.Tensor, dict[str, torch.Tensor]]:
         return "log-probability of a token, nats", x, {"loss": alone.loss(x)}
     if loss.config.dataloader == "ScoredDataLoader":
         return _scored(alone, needs, x)
-    values = [_loss_at(alone, needs, x[number]) for number in range(len(x))]
-    names = ("desirable", "undesirable") if loss.config.dataloader == "UnpairedPreferenceDataLoader" else ("loss",)
-    label = "log-ratio r, nats" if len(names) == 2 else "margin m, nats"
-    return label, x, {name: torch.stack([value[place] for value in values]) for place, name in enumerate(names)}
+    if loss.config.dataloader == "UnpairedPreferenceDataLoader":
+        moves = {"desirable": (1.0, 0.0), "undesirable": (0.0, 1.0)}
+        label = "log-ratio r, nats"
+    else:
+        moves = {"loss": (0.5, -0.5)}
+        label = "m = r(y_w) - r(y_l), nats" if loss.config.use_reference_model else "l(y_w) - l(y_l), nats"
+    places = {"loss": 0, "desirable": 0, "undesirable": 1}
+    return (
+        label,
+        x,
+        {
+            name: torch.stack([_loss_at(alone, needs, at * share[0], at * share[1])[places[name]] for at in x])
+            for name, share in moves.items()
+        },
+    )
 
 
 class _Config:
@@ -54,12 +82,10 @@ class _Config:
         self.loss = loss
 
 
-def _loss_at(alone: object, needs: list[str], at: torch.Tensor) -> torch.Tensor:
-    """The losses at one margin: of a pair, or of a desirable and an undesirable response."""
+def _loss_at(alone: object, needs: list[str], chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
+    """The losses where two responses have these log-ratios: of a pair, or of a desirable and an undesirable one."""
     zero = torch.zeros(1, dtype=torch.float64)
-    pair = "chosen_lengths" in needs or type(alone).roles == ("chosen", "rejected")
-    sides = {"chosen": at / 2, "rejected": -at / 2} if pair else {"chosen": at, "rejected": at}
-    given = {}
+    sides, given = {"chosen": chosen, "rejected": rejected}, {}
     for name in needs:
         model, *_ = name.split("_")
         side = next((side for side in sides if side in name), None)
@@ -102,36 +128,40 @@ def _scored(alone: object, needs: list[str], x: torch.Tensor) -> tuple[str, torc
 
 
 def draw(losses: list[Loss], path: Path) -> None:
-    """A small plot for each loss: value and slope, as far as the function is finite."""
+    """A plot for each loss: value and slope, as far as the function is finite."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    columns = min(4, len(losses))
+    columns = min(3, len(losses))
     rows = -(-len(losses) // columns)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(3.4 * columns, 2.7 * rows), squeeze=False)
+    size = (4.4 * columns, 3.3 * rows + 0.6)
+    figure, axes = pyplot.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for axis in axes.flat[len(losses) :]:
         axis.axis("off")
     for axis, loss in zip(axes.flat, losses, strict=False):
-        label, x, drawn = curves(loss)
-        right = axis.twinx()
-        for number, (name, values) in enumerate(drawn.items()):
-            (slopes,) = torch.autograd.grad(values.sum(), x, retain_graph=True)
-            color = f"C{number}"
-            axis.plot(x.detach(), values.detach(), color=color, label=name)
-            right.plot(x.detach(), slopes, color=color, linestyle=":", linewidth=1)
-        cut = max(float(values.detach().max()) for values in drawn.values()) > LARGEST
-        if cut:  # of an exponential nothing else would be seen
-            axis.set_ylim(-0.5, 10)
-            right.set_ylim(-3, 0.15)
-        axis.set_title(loss.name + " (cut)" * cut, fontsize=9)
-        axis.set_xlabel(label, fontsize=7)
-        for one in (axis, right):
-            one.tick_params(labelsize=6)
-        if len(drawn) > 1:
-            axis.legend(fontsize=6)
-    figure.suptitle("loss (solid, left axis) and its slope (dotted, right axis), with the YAML's defaults", fontsize=9)
-    figure.tight_layout(rect=(0, 0, 1, 0.99 if rows > 2 else 0.96))
+        _panel(axis, loss)
+    figure.suptitle("loss (solid, left axis) and its slope (dotted, right axis),\nby the YAML's defaults", fontsize=12)
     figure.savefig(path, dpi=80, metadata={"Software": None})
     pyplot.close(figure)
+
+
+def _panel(axis: Axes, loss: Loss) -> None:
+    label, x, drawn = curves(loss)
+    right = axis.twinx()
+    for number, (name, values) in enumerate(drawn.items()):
+        (slopes,) = torch.autograd.grad(values.sum(), x, retain_graph=True)
+        axis.plot(x.detach(), values.detach(), color=f"C{number}", label=name)
+        right.plot(x.detach(), slopes, color=f"C{number}", linestyle=":", linewidth=1.4)
+    highest = max(float(values.detach().max()) for values in drawn.values())
+    if highest > LARGEST:  # of an exponential nothing else would be seen
+        axis.set_ylim(-0.5, HIGHEST)
+        right.set_ylim(-3, 0.15)
+        axis.text(0.5, 0.7, f"cut at {HIGHEST:.0f}:\nit goes to {highest:.0e}", transform=axis.transAxes, fontsize=10)
+    axis.set_title(loss.name, fontsize=12)
+    axis.set_xlabel(label, fontsize=10)
+    for one in (axis, right):
+        one.tick_params(labelsize=9)
+    if len(drawn) > 1:
+        axis.legend(fontsize=9)

@@ -19,6 +19,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from dataloaders.resolve import resolve
+from docs.landscapes import CAPTIONS, draw
 from trainers.mixture import MixtureTrainer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -116,6 +117,7 @@ def page(losses: list[Loss]) -> str:
     for family in dict.fromkeys(loss.family for loss in losses):
         members = [loss for loss in losses if loss.family == family]
         lines += [f"## {family}\n", f"![{family}: loss and slope]({plot_name(family)})\n"]
+        lines += [" ".join(CAPTIONS[family.split()[0]].split()) + "\n"]
         lines += ["| loss | what | needs |", "|---|---|---|"]
         lines += [f"| [{loss.name}](#{loss.name}) | {loss.title} | {needs(loss)} |" for loss in members]
         lines.append("")
@@ -165,8 +167,6 @@ def plot_name(family: str) -> str:
 
 def main(folder: Path) -> None:
     """Writes the page and its plots into a folder."""
-    from docs.landscapes import draw
-
     losses = all_losses()
     (folder / "losses.md").write_text(page(losses))
     for family in dict.fromkeys(loss.family for loss in losses):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from reports.inputs import Run
+from reports.inputs import Run, setting
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ PANELS = (
     Panel(
         "Pair accuracy",
         (("accuracy", "rewards_{split}/accuracies"),),
-        "Share of pairs in which the chosen response has the higher reward; the dashed line is a coin.",
+        "Share of pairs in which the chosen response has the higher reward; the dashed line is a coin. It begins after "
+        "the start, where all rewards are 0 and a tie would count as wrong.",
         level=0.5,
         from_zero=True,
         percent=True,
@@ -108,15 +111,24 @@ def draw_curves(run: Run) -> list[Curve]:
 def points(run: Run, split: str, key: str) -> Points:
     """The values of a metric over the examples seen.
 
-    Pair accuracies of a policy that is still the reference are left out: with all rewards 0 no pair has an order.
+    Accuracies of a policy that is still its reference are left out: all rewards are 0 but for rounding, no pair has an
+    order, and a tie counts as wrong, so that a curve would begin at 0 %.
     """
     key = key.format(split=split)
-    found = []
-    for record in run.records(split):
-        untrained = key.endswith("/accuracies") and record.get(f"rewards_{split}/margins") == 0
-        if key in record and not untrained:
-            found.append((record.get("counters/examples", 0), record[key]))
-    return found
+    ranks = key.endswith("accuracies")
+    return [
+        (record.get("counters/examples", 0), record[key])
+        for record in run.records(split)
+        if key in record and not (ranks and _is_untrained(run, record, split))
+    ]
+
+
+def _is_untrained(run: Run, record: Mapping[str, Any], split: str) -> bool:
+    """Whether a record is of a policy that is the reference of its rewards."""
+    if record.get(f"rewards_{split}/margins") == 0:
+        return True
+    first = record.get("counters/updates") == (1 if split == "train" else 0)  # a step's record is of before the step
+    return first and bool(setting(run.config, "loss.use_reference_model", False))
 
 
 def _draw(panel: Panel, lines: dict[str, Points], dots: dict[str, Points], palette: Palette) -> str:

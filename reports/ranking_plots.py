@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 
 METRICS = ("loss", "rewards/margins", "rewards/accuracies")
 """What is drawn by default, under the names of metrics.jsonl without `_train` and `_eval`."""
+STYLES = {
+    "train": {"linewidth": 0.8, "alpha": 0.35},
+    "eval": {"linewidth": 1.6, "marker": "o", "markersize": 3},
+}
+"""Of the lines in a panel."""
+KINDS = {"train": "training steps, each on its own examples", "eval": "held-out data, of each seed its own"}
+"""What the legend says of them."""
 WIDEST = 120
 """Characters of a method's name in a plot."""
 
@@ -29,11 +36,13 @@ WIDEST = 120
 def draw_ranking(places: Sequence[Place], prompts: int, baseline: str, path: str | Path) -> None:
     """A row for each method, the best on top: its win rate in per cent and its 95 % interval."""
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
-    figure = Figure(figsize=(7.5, 1.3 + 0.3 * len(places)), dpi=120, layout="constrained")
+    figure = Figure(figsize=(7.5, 1.5 + 0.3 * len(places)), dpi=120, layout="constrained")
     axes = figure.add_subplot()
+    colors = {"first, or within noise of it": "C0", "behind the first": "C7"}
     for number, one in enumerate(places):
-        color = "C0" if number == 0 or one.within_noise else "C7"
+        color = [*colors.values()][not (number == 0 or one.within_noise)]
         if one.interval is not None:
             axes.plot(one.interval, (number, number), color=color, linewidth=2)
         axes.plot([one.win_rate], [number], "o", color=color)
@@ -41,16 +50,22 @@ def draw_ranking(places: Sequence[Place], prompts: int, baseline: str, path: str
     axes.set_yticks(range(len(places)), [_plain(one.label) for one in places], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
-    axes.set_xlabel(f"win rate against {_plain(baseline)} in %, {prompts} prompts; lines: 95 % intervals", fontsize=8)
-    axes.set_title("blue: the first, and what is within noise of it", fontsize=8)
+    axes.set_xlabel(f"win rate against {_plain(baseline)} in %, {prompts} prompts; dotted: 50 %", fontsize=8)
     axes.grid(axis="x", color="0.9")
+    handles = {
+        "win rate": Line2D([], [], color="0.2", marker="o", linestyle=""),
+        "95 % interval": Line2D([], [], color="0.2", linewidth=2),
+        **{name: Line2D([], [], color=color, marker="o", linewidth=2) for name, color in colors.items()},
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4, fontsize=8, frameon=False)
     _save(figure, path)
 
 
 def draw_training(runs: Sequence[Run], metrics: Sequence[str], path: str | Path) -> int:
     """A row for each metric, a column for each loss, a color for each of its other settings; seeds lie over each other.
 
-    Thin lines are of training steps, dots of held-out data. Losses have scales of their own, and so have their panels.
+    Losses have scales of their own, and so have their panels; accuracies go from 0 to 100 %, and begin after the start,
+    where a policy that is its reference ranks nothing (see `reports.curves.points`).
 
     Returns:
         How many panels have a curve.
@@ -59,9 +74,10 @@ def draw_training(runs: Sequence[Run], metrics: Sequence[str], path: str | Path)
         ValueError: no run has any of these metrics.
     """
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     groups = _grouped(runs)
-    figure = Figure(figsize=(2.6 * len(groups) + 0.6, 2.1 * len(metrics) + 0.6), dpi=80, layout="constrained")
+    figure = Figure(figsize=(2.6 * len(groups) + 0.6, 2.1 * len(metrics) + 0.8), dpi=100, layout="constrained")
     panels = figure.subplots(len(metrics), len(groups), squeeze=False)
     drawn = 0
     for column, (loss, methods) in enumerate(groups.items()):
@@ -76,8 +92,9 @@ def draw_training(runs: Sequence[Run], metrics: Sequence[str], path: str | Path)
         raise ValueError(f"none of these runs has any of {', '.join(metrics)}")
     legends = [zip(*panel.get_legend_handles_labels(), strict=True) for panel in panels[0]]
     handles = {name: handle for legend in legends for handle, name in legend}
-    if len(handles) > 1:
-        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4, fontsize=8)
+    handles = handles if len(handles) > 1 else {}
+    handles |= {KINDS[split]: Line2D([], [], color="0.2", **style) for split, style in STYLES.items()}
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=5, fontsize=8, frameon=False)
     _save(figure, path)
     return drawn
 
@@ -98,17 +115,20 @@ def _grouped(runs: Sequence[Run]) -> dict[str, dict[str, list[Run]]]:
 def _panel(axes: Axes, methods: dict[str, list[Run]], metric: str) -> bool:
     group, _, rest = metric.partition("/")
     key = f"{group}_{{split}}/{rest}" if rest else f"{group}/{{split}}"
-    lines = {"train": {"linewidth": 0.8, "alpha": 0.35}, "eval": {"linewidth": 1.6, "marker": "o", "markersize": 3}}
     drawn = False
     for number, (name, runs) in enumerate(sorted(methods.items(), key=_by_number)):
         for run in runs:
-            for split, style in lines.items():
+            for split, style in STYLES.items():
                 if values := points(run, split, key):
                     axes.plot(*zip(*values, strict=True), color=f"C{number}", **style)
                     drawn = True
         axes.plot([], [], color=f"C{number}", label=_plain(name))
     axes.tick_params(labelsize=6)
     axes.grid(color="0.92")
+    axes.set_xlim(left=0)
+    if metric.endswith("accuracies"):
+        axes.set_ylim(-0.03, 1.03)
+        axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
     return drawn
 
 
@@ -135,7 +155,9 @@ def _save(figure: Figure, path: str | Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The exit code: 0, or 2 where there is nothing to draw."""
-    parser = argparse.ArgumentParser(prog="python -m reports.ranking_plots", description=draw_training.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m reports.ranking_plots", description=draw_training.__doc__.partition("\n\n    Returns:")[0]
+    )
     parser.add_argument("runs", nargs="+", help="folders of runs, {cache_dir}/{exp_name}")
     parser.add_argument("--metrics", nargs="+", default=METRICS, help=f"what to draw ({' '.join(METRICS)})")
     parser.add_argument("--output", default="curves.png", help="the PNG file (curves.png)")

@@ -39,6 +39,21 @@ def test_a_loss_says_what_it_is(name: str):
         assert len(words) > 5 or key in ("losses", "control_tokens"), f"{key} is not explained"
 
 
+def loader_of(name: str) -> str:
+    return ALL[name].config.dataloader
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
+def test_a_landscape_says_what_it_is_over(name: str):
+    """Prevents a loss without a reference that is drawn over log-ratios, and a family whose plot nobody explains."""
+    label, *_ = landscapes.curves(ALL[name])
+    if loader_of(name) == "PairedPreferenceDataLoader":
+        assert label == (
+            "m = r(y_w) - r(y_l), nats" if ALL[name].config.use_reference_model else "l(y_w) - l(y_l), nats"
+        )
+    assert ALL[name].family.split()[0] in landscapes.CAPTIONS
+
+
 @pytest.mark.parametrize("name", sorted(ALL))
 def test_a_landscape_is_the_loss(name: str):
     """Prevents a plot of nothing: curves are finite, and fall where the loss wants to go (but for two of them)."""
@@ -50,6 +65,8 @@ def test_a_landscape_is_the_loss(name: str):
         rising = curve in ("undesirable", "worse")
         if name not in ("apo_down", "discopop"):
             assert (slopes[middle] > 0) == rising, f"{curve} goes the wrong way"
+        if loader_of(name) == "UnpairedPreferenceDataLoader":
+            assert (values.diff() * (1 if rising else -1) > 0).all(), "flat: both responses were moved at once"
 
 
 def test_the_plots_are_there():

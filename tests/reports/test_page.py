@@ -185,6 +185,23 @@ def test_points_leave_out_what_is_no_value():
     assert points(run, "train", "rewards_{split}/accuracies") == []
 
 
+@pytest.mark.parametrize(("uses_reference", "shown"), [(True, [32]), (False, [0, 32])])
+def test_accuracies_begin_with_the_training(uses_reference: bool, shown: list[int], tmp_path):
+    """Prevents a curve that starts at 3 %, by what bfloat16 rounds apart, and that is cut where there is no reference."""
+    config = {"loss": {"use_reference_model": uses_reference}}
+    names = ("accuracies", "unpaired_accuracies", "margins")
+    records = [
+        {"split": split, "counters/updates": updates, "counters/examples": examples}
+        | {f"rewards_{split}/{name}": 0.03 for name in names}
+        for split, updates, examples in (("eval", 0, 0), ("train", 1, 0), ("train", 2, 32), ("eval", 4, 32))
+    ]
+    run = Run(config, records, {})
+    for split in ("train", "eval"):
+        for name in names[:2]:
+            assert [examples for examples, _ in points(run, split, f"rewards_{{split}}/{name}")] == shown
+        assert [examples for examples, _ in points(run, split, "rewards_{split}/margins")] == [0, 32]
+
+
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
