@@ -96,17 +96,18 @@ def report(config: DictConfig) -> str:
     found = estimate(config)
     count = max(1, config.distributed.processes or 1)
     kind = f"{count} x distributed={config.distributed.name}"
-    lines = [f"{config.model.name}, loss={config.loss.name}, {kind}: GiB a process"]
-    lines += [f"  {_gib(getattr(found, key))}  {name}" for key, name in names.items() if getattr(found, key)]
-    lines.append(f"  {_gib(found.total)}  in all")
+    unit, size = ("GiB", 2**30) if found.total >= 2**30 else ("MiB", 2**20)
+    lines = [f"{config.model.name}, loss={config.loss.name}, {kind}: {unit} a process"]
+    lines += [f"  {getattr(found, key) / size:8.2f}  {name}" for key, name in names.items() if getattr(found, key)]
+    lines.append(f"  {found.total / size:8.2f}  in all")
     if found.copy:
-        lines.append(f"  {_gib(found.copy)}  in the first process's CPU memory while a checkpoint is written")
-    lines += ["", f"{'GiB a process':<52}{'replicas':>10}{'sharded':>10}"]
+        lines.append(f"  {found.copy / size:8.2f}  in the first process's CPU memory while a checkpoint is written")
+    lines += ["", f"{f'{unit} a process':<52}{'replicas':>10}{'sharded':>10}"]
     for name, changes in ALTERNATIVES.items():
-        totals = [estimate(_changed(config, kind, changes)).total / 2**30 for kind in ("ddp", "fsdp")]
+        totals = [estimate(_changed(config, kind, changes)).total / size for kind in ("ddp", "fsdp")]
         cells = [f"{total:.1f}" for total in totals[: 1 if "model.lora.quantize" in changes else 2]]
         lines.append(f"{name:<52}" + "".join(f"{cell:>10}" for cell in (*cells, "-")[:2]))  # 4 bits are not sharded
-    fits = next((size for size in SIZES if found.total < 0.92 * size * 2**30), None)
+    fits = next((card for card in SIZES if found.total < 0.92 * card * 2**30), None)
     lines += ["", f"It fits {fits} GiB." if fits else f"It does not fit {SIZES[-1]} GiB: see what could be chosen."]
     return "\n".join(lines)
 
@@ -123,7 +124,3 @@ def _changed(config: DictConfig, kind: str, changes: dict[str, object]) -> DictC
 def _bytes(dtype: str) -> int:
     """Of a number; `auto` stands for bfloat16, which most accelerators have."""
     return 4 if dtype == "float32" else 2
-
-
-def _gib(number: float) -> str:
-    return f"{number / 2**30:8.2f}"

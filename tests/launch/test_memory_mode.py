@@ -43,6 +43,13 @@ def test_what_is_refused_is_not_offered():
     assert line.split()[-1] == "-"
 
 
+def test_a_small_model_is_in_a_small_unit():
+    """Prevents a table of zeros."""
+    text = report(compose(["model=tiny", "loss=dpo", "mode=memory"]))
+    assert text.startswith("tiny, loss=dpo, 1 x distributed=ddp: MiB a process") and "\nMiB a process" in text
+    assert " 0.00 " not in text and " 0.0 " not in text and "It fits 24 GiB." in text
+
+
 def test_it_is_printed_and_nothing_is_made(tmp_path, capsys):
     """Prevents a calculator that loads the model, or leaves a run's folder."""
     run(compose([*LLAMA, "distributed=fsdp", "distributed.processes=8", f"cache_dir={tmp_path}/cache"]))

@@ -187,7 +187,7 @@ def test_points_leave_out_what_is_no_value():
 
 @pytest.mark.parametrize(("uses_reference", "shown"), [(True, [32]), (False, [0, 32])])
 def test_accuracies_begin_with_the_training(uses_reference: bool, shown: list[int], tmp_path):
-    """Prevents a curve that starts at 3 %, by what bfloat16 rounds apart, and that is cut where there is no reference."""
+    """Prevents a curve from 3 %, by what bfloat16 rounds apart, and a start that is left out without a reference."""
     config = {"loss": {"use_reference_model": uses_reference}}
     names = ("accuracies", "unpaired_accuracies", "margins")
     records = [
