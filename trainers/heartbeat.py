@@ -15,11 +15,14 @@ import os
 import secrets
 import selectors
 import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from scorers.printable import printable
@@ -34,6 +37,8 @@ ARRIVAL = 600.0
 _UNREACHABLE = 120.0  # seconds of trying to reach the first process: after a restart its predecessor may still be there
 _BEATS = 8  # messages in the time after which silence counts
 _LONGEST_LINE = 2**16
+_DEAF = 30.0  # seconds in which torchrun has to notice the end of this process
+_HUNG_LAUNCHER = str(Path(__file__).with_name("hung_launcher.py"))
 _LAST_WORD = 1.0  # seconds for the others to hear it
 
 
@@ -229,7 +234,9 @@ class Heartbeat:
         peer.connection = None
 
     def _judge(self, now: float) -> None:
-        left = [peer for peer in self._peers.values() if peer.left and (self._hurry or now - peer.heard > self._seconds)]
+        left = [
+            peer for peer in self._peers.values() if peer.left and (self._hurry or now - peer.heard > self._seconds)
+        ]
         if left:
             self._lose(left, "ended before the run did; what it wrote says why")
         silent = [peer for peer in self._peers.values() if not peer.left and now - peer.heard > self._seconds]
@@ -274,6 +281,10 @@ class Heartbeat:
             self._part(message)
         for child in multiprocessing.active_children():
             child.kill()
+        if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("LOCAL_RANK", "0") == "0":
+            seconds = min(_DEAF, max(5.0, self._seconds))
+            watch = [sys.executable, _HUNG_LAUNCHER, str(os.getpid()), str(os.getppid()), str(seconds)]
+            subprocess.Popen(watch, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
         os._exit(PEER_LOST)
 
 
