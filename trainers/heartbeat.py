@@ -2,8 +2,8 @@
 
 A thread in each process speaks over a connection of its own: the first process with all others, these with the first
 one. It goes on while the process loads, compiles or saves, and falls silent where the process is killed or frozen, its
-machine is gone, or the link to it is cut. Whoever misses somebody says who it is and on which host, and ends its process
-hard, with a code of its own: nothing is being written then that a start from the last checkpoint would trip over.
+machine is gone, or the link to it is cut. Whoever misses somebody says who it is and on which host, and ends its
+process hard, with a code of its own: a checkpoint that is being written then never gets its name.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Heartbeat:
         return token
 
     def _reach(self, store: Store) -> str:
-        """Connects with the first process; what the store says may be of a predecessor that is gone, or soon will be."""
+        """Connects with the first process; what the store says may be of a predecessor that is gone or soon will be."""
         store.set_timeout(timedelta(seconds=self._arrival))
         until = None
         while True:
@@ -297,7 +297,7 @@ def _name(rank: int, says: dict[str, Any]) -> str:
 
 
 def _own_addresses() -> list[str]:
-    """Where others may reach this process: the address by which it reaches the store, its name, and the store's host."""
+    """Where others may reach this process: by what it reaches the store from, the store's host, and its own name."""
     host = os.environ.get("MASTER_ADDR", "localhost")
     found = []
     with suppress(OSError):
