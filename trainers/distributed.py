@@ -50,9 +50,14 @@ def leave() -> None:
     """Parts from the other processes, once all of them have come to the end: a process that just ends may abort."""
     if distributed.is_initialized():
         distributed.barrier()
-        if _heartbeat is not None:
-            _heartbeat.stop()
+        stop_heartbeat()
         distributed.destroy_process_group()
+
+
+def stop_heartbeat() -> None:
+    """Called by all processes when they are about to end, each at its own time."""
+    if _heartbeat is not None:
+        _heartbeat.stop()
 
 
 def wait_for_verdict() -> None:

@@ -72,13 +72,13 @@ def test_replicas_hold_each_model_once(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "how"), [(1, "ddp"), (2, "ddp"), (2, "fsdp")])
 def test_a_training_takes_what_is_reckoned(processes: int, how: str, tmp_path):
-    """Prevents a calculator that nobody has checked: mode=memory against the peak of every process, within a fifth.
+    """Prevents a calculator that nobody has checked: mode=memory against the peak of the last process.
 
-    The first one of a sharded run also gathers what a checkpoint holds.
+    A tenth may be missing, and 70 MB of what does not grow with a model. The first process of a sharded run also
+    gathers what a checkpoint holds. `python -m benchmarks.scaling` compares the two on a real model.
     """
     options = [f"distributed={how}", f"distributed.processes={processes}"]
     peaks = [one["training"] for one in measured(tmp_path, "train", processes, *options)]
     found = estimate(compose([*MODEL, *TRAINING, f"datasets.local.path={tmp_path / 'rows.jsonl'}", *options]))
-    print(how, processes, found.total / 1e6, found.copy / 1e6, [peak / 1e6 for peak in peaks])
-    assert peaks[-1] == pytest.approx(found.total, rel=0.2)
-    assert peaks[0] < 1.1 * (found.total + found.copy)
+    assert abs(peaks[-1] - found.total) < 0.1 * found.total + 70e6
+    assert peaks[0] < 1.1 * (found.total + found.copy) + 70e6
