@@ -139,3 +139,20 @@ def test_the_share_of_the_matmul_rate_follows_the_machine():
     assert made["tokens_per_second"] == 25.0
     # Around the steps: 120, 100, 50; of 320 that were possible 220 were done, in shares of 0.5, 0.8, 0.8.
     assert made["share_of_matmul_rate"] == 0.688 and made["share_of_the_median_step"] == 0.8
+
+
+@pytest.mark.slow
+def test_scaling_is_measured_by_one_command(tmp_path):
+    """Prevents a table of other trainings beside each other, a share of communication that is none, or more than all."""
+    output = tmp_path / "scaling.json"
+    small = ["model=tiny", "n_examples=12", "model.batch_size=4"]
+    command = [sys.executable, "-m", "benchmarks.scaling", "--rounds", "1", "--output", str(output), *small]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    rows = {row["setting"]: row for row in json.loads(output.read_text())["rows"]}
+    assert len(rows) == 4
+    for name, row in rows.items():
+        processes = int(name[0])
+        assert len(row["communication_share"]) == len(row["peak_gb"]) == processes
+        assert all(0 < share < 1 if processes > 1 else share == 0 for share in row["communication_share"])
+        assert row["losses"] == pytest.approx(rows["1 process, 1 thread"]["losses"], rel=1e-2)
+        assert len(row["losses"]) == len(row["seconds_of_steps"]) == 2 and row["reckoned_gb"] > 0
