@@ -143,7 +143,7 @@ def test_the_share_of_the_matmul_rate_follows_the_machine():
 
 @pytest.mark.slow
 def test_scaling_is_measured_by_one_command(tmp_path):
-    """Prevents a table of other trainings beside each other, a share of communication that is none, or more than all."""
+    """Prevents a table of other trainings beside each other, a share of communication that cannot be."""
     output = tmp_path / "scaling.json"
     small = ["model=tiny", "n_examples=12", "model.batch_size=4"]
     command = [sys.executable, "-m", "benchmarks.scaling", "--rounds", "1", "--output", str(output), *small]
