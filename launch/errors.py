@@ -31,6 +31,8 @@ def one_line_errors(script: str) -> Iterator[None]:
         print(f"{script}: interrupted.", file=sys.stderr)
         sys.exit(130)
     except Exception:
+        if (exchange := sys.modules.get("trainers.distributed")) is not None:
+            exchange.wait_for_verdict()  # another process's end shows as an error of whatever was being exchanged
         traceback.print_exc()
         sys.exit(1)
 

@@ -91,7 +91,7 @@ def sample(config: DictConfig, saved: str | None) -> Path:
     path = Path(config.samples_dir) / f"{config.exp_name}.json"
     check_writable(path)
     device = build.build_device(config.device)
-    start(device)
+    start(device, config.distributed.heartbeat_seconds)
     policy = build.build_saved(config, device, saved)
     responses = respond(config, policy, example_tokenizer, prompts, "policy")
     for entry, (text, reason, _) in zip(samples, responses, strict=True):
@@ -286,7 +286,7 @@ def evaluate(config: DictConfig, folder: Path, saved: str | None) -> dict[str, f
     kind = trainer_class(config)
     device: torch.device = build.build_device(config.device)
     build.settle_dtypes(config, device)
-    start(device)
+    start(device, config.distributed.heartbeat_seconds)
     tokenizer: PreTrainedTokenizerBase = build.build_tokenizer(config, saved)
     loader = build.build_loader(config, build.build_example_tokenizer(config, tokenizer), config.split)
     policy = build.build_saved(config, device, saved)

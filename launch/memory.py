@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
-from models.footprint import adapter_size, parts_of, transient_bytes
+from models.footprint import Parts, adapter_size, parts_of, transient_bytes
 from trainers.optimization import OPTIMIZER_BYTES
 
+GRADIENT_BUCKET = 2**26
+"""Numbers that replicas sum at a time (see `trainers.distributed.sum_gradients`)."""
 SIZES = (24, 40, 80)
 """GiB of what people have."""
 NF4 = 0.53
@@ -29,8 +31,8 @@ class Estimate:
     Attributes:
         reference: the reference model, which is not loaded once its values are cached.
         passes: activations and what the head needs, at the peak of a pack.
-        gathered: with sharding, weights and gradients that are whole for a moment.
-        copy: in the CPU's memory, of what is being written in the background.
+        exchanged: with sharding, weights and gradients that are whole for a moment; else gradients being summed.
+        copy: in the CPU's memory of the first process, of what is being written in the background, or gathered for it.
     """
 
     weights: float
@@ -38,7 +40,7 @@ class Estimate:
     gradients: float
     optimizer: float
     reference: float
-    gathered: float
+    exchanged: float
     passes: float
     copy: float
 
@@ -46,7 +48,7 @@ class Estimate:
     def total(self) -> float:
         """All but the copy."""
         own = (self.weights, self.working_copy, self.gradients, self.optimizer)
-        return sum(own) + self.reference + self.gathered + self.passes
+        return sum(own) + self.reference + self.exchanged + self.passes
 
 
 def estimate(config: DictConfig) -> Estimate:
@@ -64,8 +66,6 @@ def estimate(config: DictConfig) -> Estimate:
     if model.lora.quantize is not None:
         frozen = parts.block * parts.blocks * NF4 + parts.outside * size
     half = size < 4
-    kept = 2 * parts.block if config.distributed.get("reshard_after_forward", True) else parts.all
-    gathered = 0.0 if shards == 1 else (kept + parts.outside) * size + (0 if adapter else 4 * parts.outside)
     borrowed = adapter and model.reference_dtype == model.policy_dtype
     other = _bytes(model.reference_dtype)
     needs_reference = config.loss.use_reference_model and not borrowed
@@ -76,10 +76,26 @@ def estimate(config: DictConfig) -> Estimate:
         gradients=4 * trained / shards,
         optimizer=state / shards,
         reference=parts.all * other / shards if needs_reference else 0.0,
-        gathered=gathered,
+        exchanged=_exchanged(config, parts, trained, count, size),
         passes=transient_bytes(shape, model.tokens_per_microbatch, dtype, model.activation_checkpointing),
-        copy=4 * trained + state if config.save_in_background else 0.0,
+        copy=4 * trained + state if config.save_in_background or shards > 1 else 0.0,
     )
+
+
+def _exchanged(config: DictConfig, parts: Parts, trained: int, count: int, size: int) -> float:
+    """Bytes of what processes exchange at a time, `size` being those of a number in passes.
+
+    Of blocks, FSDP2 has two gathered and the next one on its way, and the gradient of one made and another one's being
+    summed; of what is outside of them, weights and gradients are whole. Replicas sum gradients in flat buckets.
+    """
+    if count == 1:
+        return 0.0
+    gradients = 0 if config.model.lora.rank is not None else 4
+    if config.distributed.name != "fsdp":
+        largest = int(config.model.shape.vocabulary) * int(config.model.shape.hidden_size)
+        return 4.0 * min(trained, max(GRADIENT_BUCKET, largest if gradients else 0))
+    kept = 3 * parts.block if config.distributed.get("reshard_after_forward", True) else parts.all
+    return (kept + parts.outside) * size + gradients * (2 * parts.block + parts.outside)
 
 
 def report(config: DictConfig) -> str:
@@ -90,7 +106,7 @@ def report(config: DictConfig) -> str:
         "gradients": "gradients in float32",
         "optimizer": f"state of {config.optimizer}",
         "reference": "the reference (nothing once its values are cached)",
-        "gathered": "what is gathered of the shards at a time",
+        "exchanged": "what processes gather or sum at a time",
         "passes": f"a pass over {config.model.tokens_per_microbatch} tokens",
     }
     found = estimate(config)

@@ -47,7 +47,7 @@ def run(config: DictConfig) -> dict[str, float]:
         refuse_device(device)
     if config.model.compile:
         refuse_without_compiler(device)
-    distributed.start(device)
+    distributed.start(device, config.distributed.heartbeat_seconds)
     if config.distributed.name == "fsdp" and distributed.processes() == 1:
         log.info("distributed=fsdp: one process has nothing to share (torchrun --nproc-per-node N starts more of them)")
     locate(config.model.name_or_path, config.cache_dir)

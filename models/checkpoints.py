@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -187,18 +188,12 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
     between two renames when an old one is replaced; a process killed in between leaves the old one under `.old`,
     which `repair_folder` puts back.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    temporary = None
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
         os.chmod(temporary, 0o755)
-        try:
-            fill(temporary)
-        except (OSError, RuntimeError) as error:  # torch says RuntimeError where the disk is full
-            free = shutil.disk_usage(temporary).free / 2**30
-            raise OSError(
-                f"{target} could not be written ({_first(error)}); {free:.2f} GiB are free there. What was there "
-                "before is as it was: make room, and the same command goes on from it."
-            ) from error
+        fill(temporary)
         for file in temporary.rglob("*"):
             if file.is_file():
                 with open(file, "rb") as handle:
@@ -209,8 +204,23 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
             os.replace(target, old)
         os.replace(temporary, target)
         shutil.rmtree(old, ignore_errors=True)
+    except (OSError, RuntimeError) as error:  # torch says RuntimeError where the disk is full
+        raise unwritten(target, error) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def unwritten(target: Path, error: Exception) -> OSError:
+    """What to raise when something of a run could not be written: what to do, and that nothing else is lost."""
+    if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS):
+        advice = "give this user the permission to write there"
+    else:
+        advice = f"make room ({shutil.disk_usage(target.parent).free / 2**30:.2f} GiB are free there)"
+    return OSError(
+        f"{target} could not be written ({_first(error)}). What was there before is as it was: {advice}, and the same "
+        "command goes on from it."
+    )
 
 
 def repair_folder(target: Path) -> None:

@@ -75,25 +75,29 @@ class Reference:
         self._moved = True
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: values that are not on disk, and weights that are no longer those of the start."""
+        """What a checkpoint keeps: values that are not on disk, and weights that are no longer those of the start.
+
+        `values` is a list, since each process knows others: this process's alone.
+        """
         weights = dict(self.model.named_parameters()) if self._moved else {}
         shards = None if not weights else shards_of(self.model)
         kept = weights if shards is None else shards.whole_weights(weights)
         return {
-            "values": self.cache.state(),
+            "values": [self.cache.state()],
             "weights": [one if one is None else one.detach() for one in kept.values()],
         }
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Any]) -> None:
-        """Takes back what `state` gave."""
+        """Takes back what `state` gave; of values under one name the first ones stay."""
         if state["weights"]:
             shards = shards_of(self.model)
             for own, other in zip(self.model.parameters(), state["weights"], strict=True):
                 own.copy_(other) if shards is None else shards.put(own, other)
             self.cache.forget()
             self._moved = True
-        self.cache.load_state(state["values"])
+        for values in state["values"]:
+            self.cache.load_state(values)
 
     @torch.no_grad()
     def logps(self, rows: Sequence[TreeRow], budget: int) -> list[list[torch.Tensor]]:

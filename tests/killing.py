@@ -1,6 +1,7 @@
-"""A training that kills itself at its N-th EVENT, by SIGKILL: `python -m tests.killing EVENT:N[:SIGNAL] key=value ...`.
+"""A training that kills itself at its N-th EVENT: `python -m tests.killing EVENT:N[:SIGNAL[+SIGNAL]] key=value ...`.
 
-Nothing of the process runs after that, so what is on the disk is what a real kill at that moment leaves.
+Nothing of the process runs after SIGKILL, so what is on the disk is what a real kill at that moment leaves. Under
+torchrun KILLED_RANK says which of the processes it is.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 
 
-def at(count: int, number: int, then: Callable[..., Any] | None, function: Callable[..., Any]) -> Callable[..., Any]:
+def at(
+    count: int, numbers: list[int], then: Callable[..., Any] | None, function: Callable[..., Any]
+) -> Callable[..., Any]:
     """`function`; before the call of that count `then` is called in its place, and the process signalled."""
     calls = iter(range(1, 10**9))
 
@@ -24,13 +27,14 @@ def at(count: int, number: int, then: Callable[..., Any] | None, function: Calla
         if next(calls) == count:
             if then is not None:
                 then(*args, **kwargs)
-            os.kill(os.getpid(), number)
+            for number in numbers:
+                os.kill(os.getpid(), number)
         return function(*args, **kwargs)
 
     return counted
 
 
-def install(event: str, count: int, number: int) -> None:
+def install(event: str, count: int, numbers: list[int]) -> None:
     """Patches what the event is named after."""
     import torch
 
@@ -63,11 +67,12 @@ def install(event: str, count: int, number: int) -> None:
         "flush": (checkpoints.os, "fsync", None),
     }
     owner, name, then = places[event]
-    setattr(owner, name, at(count, number, then, getattr(owner, name)))
+    setattr(owner, name, at(count, numbers, then, getattr(owner, name)))
 
 
 if __name__ == "__main__":
-    event, count, *name = sys.argv[1].split(":")
-    install(event, int(count), getattr(signal, name[0]) if name else signal.SIGKILL)
+    event, count, names = (*sys.argv[1].split(":"), "SIGKILL")[:3]
+    if os.environ.get("RANK") == os.environ.get("KILLED_RANK"):
+        install(event, int(count), [getattr(signal, name) for name in names.split("+")])
     sys.argv = [str(ROOT / "train.py"), *sys.argv[2:]]
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -159,3 +159,20 @@ def test_recorded_coverage_is_what_the_intervals_have():
     for number in (100, 700):
         held = simulate(settings()[number], kept["repetitions"], np.random.default_rng([0, number]))
         assert held == (rows[number]["rate_held"], rows[number]["difference_held"])
+
+
+@pytest.mark.slow
+def test_scaling_is_measured_by_one_command(tmp_path):
+    """Prevents a table of other trainings beside each other, a share of communication that cannot be."""
+    output = tmp_path / "scaling.json"
+    small = ["model=tiny", "n_examples=12", "model.batch_size=4"]
+    command = [sys.executable, "-m", "benchmarks.scaling", "--rounds", "1", "--output", str(output), *small]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    rows = {row["setting"]: row for row in json.loads(output.read_text())["rows"]}
+    assert len(rows) == 4
+    for name, row in rows.items():
+        processes = int(name[0])
+        assert len(row["communication_share"]) == len(row["peak_gb"]) == processes
+        assert all(0 < share < 1 if processes > 1 else share == 0 for share in row["communication_share"])
+        assert row["losses"] == pytest.approx(rows["1 process, 1 thread"]["losses"], rel=1e-2)
+        assert len(row["losses"]) == len(row["seconds_of_steps"]) == 2 and row["reckoned_gb"] > 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import torch
 from launch.compose import compose
 from launch.train import run
 from tests.readme import ROOT
+from trainers.metrics import MetricsLog
 
 TRAINING = [
     "model=tiny", "datasets.everyday.n_examples=20", "n_epochs=2", "model.batch_size=2",
@@ -132,6 +135,15 @@ def test_a_run_that_is_told_to_stop_saves_first(name: str, event: str, code: int
     assert one == other
 
 
+def test_the_second_interrupt_stops_at_once(tmp_path):
+    """Prevents a Ctrl-C that waits for the end of a long step although it was pressed twice."""
+    printed = train(tmp_path, "sft", kill="gradients:6:SIGINT+SIGINT", expect=130)
+    assert "Ctrl-C again stops at once" in printed and "train.py: interrupted." in printed
+    assert "stopped by SIGINT" not in printed
+    assert (tmp_path / "run" / "LATEST").resolve().name == "step-16", "the step under way is not saved"
+    assert "goes on after 16 examples, from step-16" in train(tmp_path, "sft")
+
+
 def here(folder: Path, family: str, *more: str) -> None:
     """The same run in this process."""
     run(compose(command(folder, family, "keep_best=null", *more)))
@@ -223,6 +235,49 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path, monke
     here(tmp_path / "whole", "sft")
     assert records(tmp_path / "full") == records(tmp_path / "whole")
     assert contents(tmp_path / "full") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("when", "name"), [("step-16", "step-16"), ("LATEST", "LATEST")])
+def test_permission_lost_in_the_middle_leaves_the_last_one(when: str, name: str, tmp_path, monkeypatch):
+    """Prevents a folder that nobody may write to any more from costing the run, and a message that gives no way out."""
+    replace = os.replace
+
+    def refuse(source: object, target: Path) -> None:
+        if Path(target).name == when and (tmp_path / "lost" / "run" / "LATEST").exists():
+            raise PermissionError(errno.EACCES, "Permission denied", str(target))
+        replace(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", refuse)
+        with pytest.raises(
+            OSError, match=rf"{name} could not be written .*Permission denied.* give this user the perm"
+        ):
+            here(tmp_path / "lost", "sft")
+    assert (tmp_path / "lost" / "run" / "LATEST").resolve().name == "step-8"
+    assert not list((tmp_path / "lost" / "run").glob(".step-*"))
+    here(tmp_path / "lost", "sft")
+    here(tmp_path / "whole", "sft")
+    assert contents(tmp_path / "lost") == contents(tmp_path / "whole")
+
+
+def test_a_metric_that_cannot_be_written_says_what_to_do(tmp_path, monkeypatch):
+    """Prevents a bare error number where the disk fills up between two checkpoints."""
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    log = MetricsLog(tmp_path)
+    log.close()
+    monkeypatch.setattr(log, "_file", open("/dev/full", "wb"))  # noqa: SIM115
+    with pytest.raises(OSError, match=r"could not be written .*No space left.* make room .*same command goes on"):
+        log.write({"loss/train": 1.0}, 4, "train")
+
+
+def test_wandb_goes_on_in_the_same_run(tmp_path, monkeypatch):
+    """Prevents a run that was cut off from becoming two in wandb."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for examples in (12, 24):
+        here(tmp_path, "sft", "wandb.enabled=true", f"n_examples={examples}", "scheduler=constant")
+    names = [path.name.rpartition("-")[2] for path in (tmp_path / "run").glob("wandb/offline-run-*")]
+    assert len(names) == 2 and len(set(names)) == 1, names
 
 
 def test_without_the_optimizers_state_a_run_is_smaller(tmp_path):

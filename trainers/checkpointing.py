@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from models.checkpoints import RESUME, Checkpoint, remove_folder, switch_link, write_folder
+from models.checkpoints import RESUME, Checkpoint, remove_folder, switch_link, unwritten, write_folder
 from trainers.optimization import OPTIMIZER_BYTES
 
 log = logging.getLogger(__name__)
@@ -168,10 +168,13 @@ class Checkpointing:
         start = time.perf_counter()
         target = self.folder / f"step-{examples}"
         write_folder(target, checkpoint.write)
-        switch_link(self.folder / "LATEST", target)
-        if best:
-            switch_link(self.folder / "BEST", target)
-        self._tidy()
+        try:
+            switch_link(self.folder / "LATEST", target)
+            if best:
+                switch_link(self.folder / "BEST", target)
+            self._tidy()
+        except OSError as error:
+            raise unwritten(self.folder / "LATEST", error) from error
         self.written += 1
         self.took += time.perf_counter() - start
 

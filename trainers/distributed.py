@@ -10,25 +10,60 @@ from typing import Any
 import torch
 from torch import distributed
 
+from trainers.heartbeat import ARRIVAL, Heartbeat
+
 LONGEST_WAIT = timedelta(hours=2)
-"""The first process may load a large model, or hash it, while the others wait."""
+"""The first process may load a large model, or hash it, while the others wait: the heartbeat tells who is gone."""
+
+_heartbeat: Heartbeat | None = None
 
 
-def start(device: torch.device) -> None:
-    """Joins the processes that torchrun or SLURM's launcher started; does nothing for one process."""
+def start(device: torch.device, heartbeat_seconds: float | None = None) -> None:
+    """Joins the processes that torchrun or SLURM's launcher started; does nothing for one process.
+
+    Args:
+        heartbeat_seconds: of silence after which a process counts as gone (see `trainers.heartbeat`); None: nobody
+            looks.
+
+    Raises:
+        OSError: the first process cannot be reached.
+    """
+    global _heartbeat
     if os.environ.get("SUBMITIT_EXECUTOR") == "slurm" and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
         from submitit.helpers import TorchDistributedEnvironment
 
         TorchDistributedEnvironment().export(overwrite=False)  # what torchrun sets: RANK, WORLD_SIZE, MASTER_ADDR, ...
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
+        return
+    store, rank, count = next(distributed.rendezvous("env://", timeout=timedelta(seconds=ARRIVAL)))
+    prefix = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if heartbeat_seconds is not None:
+        _heartbeat = Heartbeat(store, rank, count, heartbeat_seconds)
+        prefix = _heartbeat.token  # torchrun keeps its store, and in it what the processes before a restart said
+    distributed.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo", store=distributed.PrefixStore(prefix, store), rank=rank,
+        world_size=count, timeout=LONGEST_WAIT,
+    )  # fmt: skip
 
 
 def leave() -> None:
     """Parts from the other processes, once all of them have come to the end: a process that just ends may abort."""
     if distributed.is_initialized():
         distributed.barrier()
+        stop_heartbeat()
         distributed.destroy_process_group()
+
+
+def stop_heartbeat() -> None:
+    """Called by all processes when they are about to end, each at its own time."""
+    if _heartbeat is not None:
+        _heartbeat.stop()
+
+
+def wait_for_verdict() -> None:
+    """Called when something failed that may be another process's end: whoever knows of one ends this process."""
+    if _heartbeat is not None:
+        _heartbeat.wait_for_verdict()
 
 
 def rank() -> int:

@@ -172,6 +172,7 @@ class Loop:
     def _stop(self, name: str, signals: StopSignals) -> None:
         self.checkpoints.wait()
         distributed.barrier()
+        distributed.stop_heartbeat()  # the launcher of the first process may take its time
         if distributed.rank() == 0:
             where = f"after {self.trainer.examples} of {self._progress.total} examples"
             print(f"stopped by {name} {where}; the same command goes on from there", file=sys.stderr)

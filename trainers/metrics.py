@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from models.checkpoints import unwritten
 from trainers import distributed
 
 log = logging.getLogger(__name__)
@@ -141,8 +142,11 @@ class MetricsLog:
 
     def write(self, metrics: Mapping[str, float], examples: int, split: str) -> None:
         """One record: to the file and wandb whole, to the console in short."""
-        self._file.write((json.dumps({"split": split, **metrics}) + "\n").encode())
-        self._file.flush()
+        try:
+            self._file.write((json.dumps({"split": split, **metrics}) + "\n").encode())
+            self._file.flush()
+        except OSError as error:
+            raise unwritten(Path(self._file.name), error) from error
         if self._wandb is not None:
             self._wandb.log(dict(metrics), step=examples)
         line = summary(metrics, examples, split)

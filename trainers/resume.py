@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from trainers.basic import BasicTrainer
     from trainers.metrics import Averages
 
-FORMAT = 1
+FORMAT = 2
 """Of resume.pt. A version that reads another one says so here."""
 
 
@@ -124,7 +124,7 @@ def pack(trainer: BasicTrainer, optimizer: torch.optim.Optimizer, averages: Aver
         "averages": averages.state(),
         "passed": [int(count) for count in trainer.computer.passed],
         "random": distributed.gather_objects(_random_state(trainer.policy.device)),
-        "reference": None if reference is None else reference.state(),
+        "reference": None if reference is None else _of_all(reference.state()),
         "metrics_bytes": 0 if log is None else log.bytes_on_disk(),
         "wandb": None if log is None else log.wandb_id,
         "data": data,
@@ -163,7 +163,16 @@ def take_up(
     if len(states) == distributed.processes():
         _set_random_state(states[distributed.rank()], trainer.policy.device)
     if trainer.computer.reference is not None and state["reference"] is not None:
-        trainer.computer.reference.load_state(state["reference"])
+        values = state["reference"]["values"]
+        if len(values) == distributed.processes():  # each knows what it knew; of another number all know everything
+            values = values[distributed.rank() : distributed.rank() + 1]
+        trainer.computer.reference.load_state(state["reference"] | {"values": values})
+
+
+def _of_all(reference: dict[str, Any]) -> dict[str, Any]:
+    """A reference's state with the values of all processes, in order of rank: each has those of its rows."""
+    everybody = distributed.gather_objects(reference["values"])
+    return reference | {"values": [values for some in everybody for values in some]}
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ def test_the_parts_by_hand():
     """Prevents a table that counts a part twice or not at all: 4 bytes for a weight, its gradient and each moment."""
     found = estimate(compose(LLAMA))
     assert (found.weights, found.gradients, found.optimizer) == (4 * WEIGHTS, 4 * WEIGHTS, 8 * WEIGHTS)
-    assert (found.reference, found.working_copy, found.gathered) == (4 * WEIGHTS, 0, 0)
+    assert (found.reference, found.working_copy, found.exchanged) == (4 * WEIGHTS, 0, 0)
     assert found.copy == 12 * WEIGHTS
     low = estimate(compose([*LLAMA, "model.policy_dtype=bfloat16", "model.reference_dtype=bfloat16"]))
     assert (low.working_copy, low.reference) == (2 * WEIGHTS, 2 * WEIGHTS)
@@ -28,11 +28,11 @@ def test_shards_divide_what_is_kept():
     sharded = estimate(compose([*LLAMA, "distributed=fsdp", "distributed.processes=8"]))
     alone = estimate(compose(LLAMA))
     assert (sharded.weights, sharded.optimizer) == (alone.weights / 8, alone.optimizer / 8)
-    assert sharded.passes == alone.passes and sharded.gathered > 2 * 200e6 * 4
+    assert sharded.passes == alone.passes and sharded.exchanged > 2 * 200e6 * 4
     more = estimate(
         compose([*LLAMA, "distributed=fsdp", "distributed.processes=8", "distributed.reshard_after_forward=false"])
     )
-    assert more.gathered > 4 * WEIGHTS
+    assert more.exchanged > 4 * WEIGHTS
     low = ["distributed=fsdp", "distributed.processes=8", "model.lora.rank=16"]
     assert estimate(compose([*LLAMA, *low])).total < sharded.total, "an adapter never takes more than all weights"
 

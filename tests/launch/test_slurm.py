@@ -2,21 +2,27 @@
 
 import os
 import re
+import signal
 import stat
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 
 import pytest
 
 from tests.readme import ROOT
 
 PROGRAMS = {
-    # Runs the script in the background, as a job of one machine, and says its number.
+    # Runs the script in the background, as a job of one machine, and says its number; again when it is queued again.
     "sbatch": """
         echo "Submitted batch job 77"
         cp "$1" "$FAKE/script.sh"
         export SLURM_JOB_ID=77
-        if ! grep -q -- --array "$1"; then bash "$1" > "$FAKE/out" 2>&1 & exit; fi
+        if ! grep -q -- --array "$1"; then
+          (bash "$1"; while rm "$FAKE/requeued"; do bash "$1"; done) > "$FAKE/out" 2>&1 &
+          exit
+        fi
         for task in $(seq 0 $((JOBS - 1))); do
           SLURM_ARRAY_JOB_ID=77 SLURM_ARRAY_TASK_ID=$task bash "$1" > "$FAKE/out$task" 2>&1 &
         done
@@ -26,12 +32,13 @@ PROGRAMS = {
         while [[ "$1" == --* ]]; do if [[ "$1" == *=* || "$1" == --unbuffered ]]; then shift; else shift 2; fi; done
         for rank in $(seq 0 $((TASKS - 1))); do
           SLURM_PROCID=$rank SLURM_LOCALID=$rank SLURM_NTASKS=$TASKS SLURM_NNODES=1 SLURM_NODEID=0 \\
-            SLURM_JOB_NODELIST=localhost "$@" > "$FAKE/task$SLURM_ARRAY_TASK_ID-$rank" 2>&1 &
+            SLURM_JOB_NODELIST=localhost "$@" >> "$FAKE/task$SLURM_ARRAY_TASK_ID-$rank" 2>&1 &
+          echo $! >> "$FAKE/processes"
         done
         wait
     """,
     "sacct": 'echo "JobID|State|NodeList"',
-    "scontrol": "true",
+    "scontrol": 'if [[ "$1" == requeue ]]; then touch "$FAKE/requeued"; fi',
 }
 
 
@@ -47,13 +54,16 @@ def cluster(tmp_path):
     return os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "FAKE": str(tmp_path), "OMP_NUM_THREADS": "1"}
 
 
-def submit(folder, environment, *more: str) -> None:
+def submit(folder, environment, *more: str, meanwhile: Callable[[], None] = lambda: None) -> None:
+    """Runs train.py to the end of its jobs."""
     settings = ["model=tiny", "n_examples=8", "n_eval_examples=4", "model.batch_size=4", f"cache_dir={folder}"]
     launcher = ["hydra/launcher=slurm", "hydra.launcher.partition=gpu", "hydra.launcher.gpus_per_node=2"]
     command = [sys.executable, str(ROOT / "train.py"), "-m", *launcher, *settings, *more]
-    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=240)
+    process = subprocess.Popen(command, env=environment, cwd=folder, stderr=subprocess.PIPE, text=True)
+    meanwhile()
+    _, said = process.communicate(timeout=240)
     logs = [file.read_text()[-3000:] for file in folder.glob("task*")] + [f.read_text() for f in folder.glob("out*")]
-    assert done.returncode == 0, done.stderr + "\n".join(logs)
+    assert process.returncode == 0, said + "\n".join(logs)
 
 
 def test_the_jobs_of_a_multirun_are_jobs_of_slurm(cluster, tmp_path):
@@ -71,3 +81,25 @@ def test_the_processes_of_a_job_train_together(cluster, tmp_path):
     submit(tmp_path, cluster | {"JOBS": "1", "TASKS": "2"}, "loss=dpo", "hydra.launcher.tasks_per_node=2")
     assert (tmp_path / "tiny_dpo" / "finished.json").exists()
     assert "in use by" not in "".join(file.read_text() for file in tmp_path.glob("task*"))
+
+
+@pytest.mark.slow
+def test_a_job_whose_time_ends_is_queued_again_and_goes_on(cluster, tmp_path):
+    """Prevents a notice of SLURM that saves nothing, a job that is not queued again, and one that begins anew."""
+    run = tmp_path / "tiny_dpo"
+
+    def notify() -> None:
+        until = time.monotonic() + 120
+        while not (run / "LATEST").exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        for process in (tmp_path / "processes").read_text().split():
+            os.kill(int(process), signal.SIGUSR2)
+
+    longer = ["n_examples=160", "save_every=8", "hydra.launcher.tasks_per_node=2", "loss=dpo"]
+    submit(tmp_path, cluster | {"JOBS": "1", "TASKS": "2"}, *longer, meanwhile=notify)
+    said = (tmp_path / "task-0").read_text()
+    stopped = re.search(r"stopped by SIGUSR2 after (\d+) of 160 examples", said)
+    assert stopped, said
+    assert f"goes on after {stopped[1]} examples, from step-{stopped[1]}" in said
+    assert (run / "finished.json").exists() and (run / "LATEST").resolve().name == "step-160"
+    assert len((tmp_path / "processes").read_text().split()) == 4, "two tasks, twice"

@@ -92,7 +92,7 @@ def test_a_failed_write_leaves_the_old_folder(tmp_path):
         (folder / "a").write_text("new")
         raise RuntimeError("disk full")
 
-    with pytest.raises(OSError, match=r"LATEST could not be written \(disk full\); .* GiB are free"):
+    with pytest.raises(OSError, match=r"LATEST could not be written \(disk full\)\. .* GiB are free"):
         write_folder(target, fail)
     assert (target / "a").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["LATEST"]

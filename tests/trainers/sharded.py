@@ -118,13 +118,19 @@ def make(name: str, folder: Path) -> BasicTrainer:
 
 
 def train(name: str, folder: Path, start: Path | None = None) -> None:
-    """Trains, from the checkpoint in the middle of another training if one is named."""
+    """Trains, from the checkpoint in the middle of another training if one is named.
+
+    By then every example was seen, by one process or another, so that nobody has to compute its reference value again.
+    """
     trainer = make(name, folder)
     middle = None
     if start is not None:
         latest = (start / "LATEST").resolve().name
         middle = next(file.parent for file in start.glob("step-*/resume.pt") if file.parent.name != latest)
     trainer.train(None if middle is None else replace(read_resume(middle), own=False))
+    if start is not None and name != "following":
+        computed = distributed.total(trainer.computer.reference.cache.misses)
+        assert not computed, f"{computed} reference values were computed again after a resume"
     distributed.barrier()
     if trainer.metrics_log is not None:
         trainer.metrics_log.close()

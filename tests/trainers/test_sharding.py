@@ -71,7 +71,7 @@ def compare_checkpoints(folder: Path, expected: Path, tolerance: float) -> None:
         for contents in (one, other):
             for key in ("random", "config", "metrics_bytes", "passed"):  # of each process; names its folder; of packs
                 contents.pop(key, None)
-            contents.get("reference", {}).pop("values", None)  # of the first process's rows
+            contents.get("reference", {}).pop("values", None)  # of the rows of each process
         compare(one, other, f"{folder.name}/{name}", tolerance)
 
 
