@@ -25,7 +25,7 @@ help: ## list these targets
 venv: $(INSTALLED) ## create .venv when it is missing, and install the pinned requirements
 
 # The stamp is the last thing written: an installation that was cut off goes on, a changed requirements file starts it anew.
-$(INSTALLED): requirements.txt requirements-dev.txt requirements-model.txt requirements-bitsandbytes.txt requirements-slurm.txt
+$(INSTALLED): requirements.txt requirements-dev.txt requirements-model.txt requirements-bitsandbytes.txt requirements-slurm.txt requirements-scorers.txt
 	@command -v "$(PYTHON)" >/dev/null || { echo "There is no $(PYTHON). Install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3"; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; $(PYTHON) is `"$(PYTHON)" -V 2>&1`. Name another one: make PYTHON=python3.11"; exit 1; }
 	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv $(VENV) || { echo "$(PYTHON) cannot make a virtual environment (on Debian and Ubuntu it needs the package python3-venv)."; exit 1; }

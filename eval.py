@@ -1,4 +1,4 @@
-"""Samples, evaluates or exports a run or any other model: `python eval.py --config-path=.cache/NAME`."""
+"""Samples, evaluates, exports or attacks a run or any other model; scores a corpus. `--help` says more."""
 
 from __future__ import annotations
 
@@ -16,9 +16,18 @@ def main() -> None:
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
         config, folder = compose_for_eval(sys.argv[1:])
         go_offline_when_unreachable(config)
+        if config.mode == "score":
+            from launch.score import run as score
+
+            score(config)
+            return
         from launch.evaluate import run
 
-        run(config, folder)
+        done = run(config, folder)
+        if config.mode == "red_team" and done is not None:
+            from reports.red_team import write
+
+            print(write([done], done.with_name("red_team.png")))
 
 
 if __name__ == "__main__":

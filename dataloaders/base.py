@@ -65,6 +65,9 @@ class DataLoader(ABC):
     settings: ClassVar[tuple[str, ...]] = ()
     """The keys of the loss's YAML that it takes."""
 
+    most_shown: ClassVar[int | None] = None
+    """Rows that mode=inspect looks at; None: all."""
+
     def __init__(
         self,
         sources: Sequence[Source],
@@ -240,6 +243,14 @@ class DataLoader(ABC):
                 if number >= steps:
                     yield step[: sizes[number]]
                 number += 1
+
+    def state(self, steps: int) -> dict[str, Any] | None:
+        """What a checkpoint after so many steps keeps of it: nothing, where `after` knows the way by itself."""
+        return None
+
+    def take_up(self, state: dict[str, Any]) -> None:
+        """Goes on from what `state` said."""
+        raise NotImplementedError(f"{type(self).__name__} keeps no state")
 
     def digest(self) -> str:
         """Names all rows: tokens, weights and labels. Two runs of one digest and one config see the same steps."""

@@ -27,6 +27,7 @@ class Row:
         reward: what the response of a scored row is worth.
         advantage: by how much that is more than what the prompt's responses are worth on average, in their deviations.
         group: alike in all rows of one prompt, and in all processes.
+        token_scores: (S,) how bad what each token stands in is, of the scored tokens that have a probability.
         example: where it comes from, for messages and samples.
     """
 
@@ -39,6 +40,7 @@ class Row:
     reward: float | None = None
     advantage: float | None = None
     group: int | None = None
+    token_scores: np.ndarray | None = None
 
 
 Place = tuple[int, str]

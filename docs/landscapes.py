@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from omegaconf import OmegaConf
 
 from dataloaders.resolve import resolve
 
@@ -34,6 +35,8 @@ KTO's reference point is 0 then, and so are the means of kto-simple and the shif
     "Responses": """grpo and ppo: one token of a response with an advantage of +1 (better) or -1 (worse), against its
 log-ratio. rrhf: two responses of a prompt, one worth more than the other.""",
     "Imitation": "One token.",
+    "Documents": """One token of a good segment (score 0) and one of a bad one (score 1); the threshold is 1/2, and the
+value of awr -1/2, where its head begins.""",
 }
 """How the plots of a family are made, by the first word of its heading."""
 
@@ -50,6 +53,8 @@ def curves(loss: Loss) -> tuple[str, torch.Tensor, dict[str, torch.Tensor]]:
     if hasattr(trainer, "part") and loss.config.get("losses"):
         parts = loss.config.losses.items()
         alone._parts = {name: resolve(part.trainer, "trainers").part(part) for name, part in parts}
+    if loss.family.startswith("Documents"):
+        return _of_documents(alone, needs)
     x = torch.linspace(-RANGE, RANGE, 401, dtype=torch.float64, requires_grad=True)
     if (
         "policy_target_token_logps" in needs
@@ -99,6 +104,22 @@ def _loss_at(alone: object, needs: list[str], chosen: torch.Tensor, rejected: to
             given[name] = zero - TOKENS
     output = alone.loss(**given)
     return output if torch.is_tensor(output) else output[0]
+
+
+def _of_documents(alone: object, needs: list[str]) -> tuple[str, torch.Tensor, dict[str, torch.Tensor]]:
+    x = torch.linspace(-5, -0.05, 100, dtype=torch.float64, requires_grad=True)
+    label, settings = "log-probability of a token, nats", dict(alone.config.loss)
+    if "threshold" in settings:
+        alone.config = _Config(OmegaConf.create(settings | {"threshold": 0.5}))
+    if "target_token_scores" not in needs:
+        return label, x, {"loss": alone.loss(x)}
+    drawn = {}
+    for name, score in (("good", 0.0), ("bad", 1.0)):
+        given = {"policy_target_token_logps": x, "target_token_scores": torch.full_like(x, score).detach()}
+        if "policy_target_token_values" in needs:
+            given["policy_target_token_values"] = torch.full_like(x, -0.5).detach()
+        drawn[name] = alone.loss(**given)
+    return label, x, drawn
 
 
 def _scored(alone: object, needs: list[str], x: torch.Tensor) -> tuple[str, torch.Tensor, dict[str, torch.Tensor]]:

@@ -30,6 +30,11 @@ FAMILIES = {
     "ScoredDataLoader": "Responses with a score (or thumbs and preferences, as +1 and -1)",
     "ConditionalSFTDataLoader": "Imitation",
     "SFTDataLoader": "Imitation",
+    "PretrainingDataLoader": "Documents whose segments have scores",
+    "FilteredPretrainingDataLoader": "Documents whose segments have scores",
+    "ConditionalPretrainingDataLoader": "Documents whose segments have scores",
+    "ScoredPretrainingDataLoader": "Documents whose segments have scores",
+    "UnlikelihoodDataLoader": "Documents whose segments have scores",
 }
 COMMON = {"name", "trainer", "dataloader", "use_reference_model", "sync_reference"}
 INTRODUCTION = """# Losses

@@ -18,6 +18,14 @@ from dataloaders.resolve import resolve
 from dataloaders.scored import ScoredDataLoader
 from dataloaders.tokenization import ExampleTokenizer
 from dataloaders.unpaired import UnpairedPreferenceDataLoader
+from launch.pretraining import (
+    LEARNED,
+    add_control_tokens,
+    build_document_loader,
+    control_tokens,
+    learned_tokenizer,
+    reads_documents,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -81,9 +89,15 @@ def build_tokenizer(config: DictConfig, saved_policy: str | None = None) -> PreT
 
     model = config.model
     name = saved_policy or model.tokenizer_name_or_path or model.name_or_path
-    return load_tokenizer(
-        name, cache_dir=config.cache_dir, revision=model.revision, trust_remote_code=model.trust_remote_code
-    )
+    if name.startswith(LEARNED):
+        tokenizer = learned_tokenizer(config)
+    else:
+        tokenizer = load_tokenizer(
+            name, cache_dir=config.cache_dir, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    if saved_policy is None:
+        add_control_tokens(config, tokenizer)
+    return tokenizer
 
 
 def build_example_tokenizer(config: DictConfig, tokenizer: PreTrainedTokenizerBase) -> ExampleTokenizer:
@@ -109,6 +123,8 @@ def build_sources(config: DictConfig, split: str) -> list[Source]:
 
 def build_loader(config: DictConfig, example_tokenizer: ExampleTokenizer, split: str) -> DataLoader:
     """The loss's DataLoader over the chosen data sets."""
+    if reads_documents(config):
+        return build_document_loader(config, example_tokenizer.tokenizer, split)
     kind: type[DataLoader] = resolve(config.loss.dataloader, "dataloaders")
     options: dict[str, Any] = {
         "split": split,
@@ -133,9 +149,17 @@ def build_loader(config: DictConfig, example_tokenizer: ExampleTokenizer, split:
 
 
 def build_model(
-    config: DictConfig, device: torch.device, load_from: str | None, empty: bool = False
+    config: DictConfig,
+    device: torch.device,
+    load_from: str | None,
+    empty: bool = False,
+    vocabulary: int | None = None,
 ) -> PreTrainedModel:
-    """The model with float32 weights; `load_from` other weights for it. An empty one has none, on the meta device."""
+    """The model with float32 weights; `load_from` other weights for it. An empty one has none, on the meta device.
+
+    Args:
+        vocabulary: rows of the embeddings that the weights of `load_from` have at least, where tokens were added.
+    """
     from models.loading import load_model
 
     model = config.model
@@ -145,7 +169,7 @@ def build_model(
         loaded = load_model(
             model.name_or_path, cache_dir=config.cache_dir, load_from=load_from, shape=shape, seed=config.seed,
             revision=model.revision, attn_implementation=attention, trust_remote_code=model.trust_remote_code,
-            empty=empty,
+            empty=empty, vocabulary=vocabulary,
         )  # fmt: skip
         return loaded if empty else loaded.to(device)
 
@@ -182,7 +206,10 @@ def build_start(config: DictConfig, device: torch.device) -> PreTrainedModel:
 
 def build_saved(config: DictConfig, device: torch.device, saved: str | None) -> PreTrainedModel:
     """The policy of a checkpoint; without one, what it would start from."""
-    return build_start(config, device) if saved is None else build_model(config, device, saved)
+    if saved is None:
+        return build_start(config, device)
+    grown = len(build_tokenizer(config, saved)) if control_tokens(config) else None
+    return build_model(config, device, saved, vocabulary=grown)
 
 
 def build_policy(

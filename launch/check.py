@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dataloaders.resolve import did_you_mean
+from launch import generation_checks
 from launch.keys import check_key, flatten
 from launch.loss_checks import check_section
 
@@ -29,13 +30,26 @@ NULLABLE: dict[str, tuple[type, ...]] = {
     "save_every": (int,),
     "keep_last": (int,),
     "distributed.processes": (int,),
+    "task.n_tokens": (int,),
+    "task.tokens_already_seen": (int,),
+    "loss.threshold": (float,),
+    "loss.quantile": (float,),
     "distributed.heartbeat_seconds": (float,),
+    "corpus": (str,),
+    "documents_path": (str,),
+    "scoring_processes": (int,),
+    "scorer.kind": (str,),
+    "scorer.ignore": (list,),
+    "scorer.detectors": (list,),
+    "scorer.ner": (bool,),
+    "scorer.base": (str,),
     "n_samples": (int,),
     "max_new_tokens": (int,),
     "saved_policy": (str,),
     "export_dir": (str,),
     "push_to": (str,),
     "wandb.entity": (str,),
+    "wandb.project": (str,),
     "model.name": (str,),
     "model.name_or_path": (str,),
     "model.tokenizer_name_or_path": (str,),
@@ -56,10 +70,12 @@ NULLABLE: dict[str, tuple[type, ...]] = {
     "datasets.*.revision": (str,),
     "datasets.*.n_examples": (int,),
     "datasets.*.desirable_threshold": (float,),
+    **generation_checks.NULLABLE,
 }
 """Keys that may be null (or are `???` in a YAML) and the type that they have otherwise."""
 
-MODES = {"train.py": ("train", "inspect", "memory"), "eval.py": ("sample", "eval", "export", "inspect")}
+EVALUATIONS = ("sample", "eval", "export", "inspect", "generate", "kl", "red_team", "score")
+MODES = {"train.py": ("train", "inspect", "memory"), "eval.py": EVALUATIONS}
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "device": ("auto", "cpu", "cuda", "mps"),
@@ -67,15 +83,19 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer": ("AdamW", "Adam", "RMSprop", "SGD", "AdamW8bit", "PagedAdamW8bit"),
     "scheduler": ("constant", "linear", "cosine"),
     "split": ("test", "train"),
+    "task.phase": ("pretrain", "finetune"),
+    "loss.mode": ("threshold", "soft"),
     "model.policy_dtype": ("float32", "bfloat16", "auto"),
     "model.reference_dtype": ("float32", "bfloat16", "auto"),
     "model.lora.quantize": ("nf4",),
     "distributed.reduce_dtype": ("float32", "bfloat16"),
+    "scorer.device": ("auto", "cpu", "cuda", "mps"),
     "loss.divergence": ("reverse_kl", "forward_kl", "js", "alpha"),
     "loss.reward_shift": ("running_mean", "none"),
     "loss.nll_reduction": ("sum", "mean"),
     "loss.sft_reduction": ("sum", "mean"),
     "datasets.*.score_pairs": ("best_worst", "all"),
+    **generation_checks.CHOICES,
 }
 
 
@@ -100,7 +120,15 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "save_every": (_at_least_one, "at least 1, or null for one at the end"),
     "keep_last": (_at_least_one, "at least 1, or null for all"),
     "distributed.processes": (_at_least_one, "at least 1"),
+    "task.n_tokens": (_at_least_one, "at least 1, or null"),
+    "task.tokens_already_seen": (_at_least_zero, "at least 0"),
+    "task.shuffle_buffer": (_at_least_one, "at least 1"),
     "distributed.heartbeat_seconds": (_at_least_one, "at least 1, or null for no heartbeat"),
+    "scoring_processes": (_at_least_one, "at least 1, or null for one on each core"),
+    "scorer.max_line_length": (_at_least_one, "at least 1"),
+    "scorer.max_characters": (_at_least_one, "at least 1"),
+    "scorer.batch_size": (_at_least_one, "at least 1"),
+    "scorer.seconds": (_above_zero, "above 0"),
     "log_every": (_at_least_one, "at least 1"),
     "lr": (_above_zero, "above 0"),
     "weight_decay": (_at_least_zero, "at least 0"),
@@ -143,6 +171,10 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "loss.lam": (lambda value: 0 <= value <= 1, "between 0 and 1"),
     "loss.critic_coef": (_at_least_zero, "at least 0"),
     "loss.KL_coef": (_at_least_zero, "at least 0"),
+    "loss.alpha": (_at_least_zero, "at least 0"),
+    "loss.weight_max": (_above_zero, "above 0"),
+    "loss.quantile": (lambda value: 0 < value < 1, "above 0 and below 1"),
+    "loss.drop_token_fraction": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
     "loss.rank_weight": (_at_least_zero, "at least 0"),
     "loss.length_penalty": (lambda value: 0 <= value <= 1, "between 0 and 1"),
     "loss.OR_scale": (_at_least_zero, "at least 0"),
@@ -153,6 +185,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "datasets.*.test_fraction": (lambda value: 0 < value < 1, "above 0 and below 1"),
     "datasets.*.minimum_ratio": (_at_least_one, "at least 1"),
     "datasets.*.max_pairs": (_at_least_one, "at least 1"),
+    **generation_checks.RANGES,
 }
 """What a number has to be; a user's own YAML may use these keys with the same meaning."""
 
@@ -184,6 +217,8 @@ def check_values(config: DictConfig, schema: DictConfig, script: str) -> DictCon
         fixes = " ".join(f"{key}={'FILE' if key.endswith('path') else 'VALUE'}" for key in missing)
         raise ValueError(f"{', '.join(missing)} must be given: add {fixes}")
     for key, value in flat.items():
+        if generation_checks.is_open(key) or (key == "generation.scenarios" and value is None):
+            continue  # `generation_checks` knows their types; null takes away a task's
         check_key(key, expected, {})
         if key not in expected:
             inside = next(one for one in expected if one.startswith(f"{key}."))
@@ -310,7 +345,7 @@ def _check_ranges(flat: dict[str, Any], script: str) -> None:
         as_loss = re.sub(r"^loss\.losses\.[^.]+\.", "loss.", key)
         allowed = lookup(RANGES, as_loss) or lookup(RANGES, key)
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if allowed and not number and (value is not None or key.startswith("loss.")):
+        if allowed and not number and (value is not None or (key.startswith("loss.") and not lookup(NULLABLE, key))):
             raise ValueError(f"{key}={show(value)}: expected a number, and it must be {allowed[1]}.")
         if value is None:
             continue

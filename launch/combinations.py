@@ -8,8 +8,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from dataloaders.corpus_texts import check_corpus
 from dataloaders.resolve import did_you_mean
 from launch.check import show
+from launch.document_checks import check_documents
+from launch.generation_checks import check_generation
 from launch.loss_checks import check_loss, found
 from launch.resolve import loss_parameters, loss_settings
 from launch.run_folder import run_folder
@@ -22,13 +25,17 @@ def check_combinations(config: DictConfig, script: str) -> None:
     """Refuses a config that composes but cannot run; nothing is imported for it.
 
     Raises:
-        ValueError: a trainer, DataLoader or data set's function that cannot be found; a loss that does not fit its
-            DataLoader or needs a reference; 4-bit weights without an adapter; a library that is not installed; a file
-            that is missing or empty; training on test-only data; overwriting a run that is read from.
+        ValueError: a trainer, DataLoader, scorer or data set's function that cannot be found; a loss that does not fit
+            its DataLoader or needs a reference; a corpus that is not there or has no scorer; 4-bit weights without an
+            adapter; a library that is not installed; a file that is missing or empty; training on test-only data;
+            overwriting a run that is read from.
     """
     _check_bitsandbytes(config, script)
     _check_sharding(config, script)
+    _check_scoring(config)
     check_loss(config.loss)
+    check_documents(config, script)
+    check_generation(config)
     _check_parts(config.loss)
     _check_reference(config)
     if "datasets" not in config or not config.datasets:
@@ -51,6 +58,24 @@ def check_combinations(config: DictConfig, script: str) -> None:
                 _check_file(f"datasets.{name}.{key}", file)
     if script == "train.py" and config.overwrite:
         _check_overwritten(config)
+
+
+def _check_scoring(config: DictConfig) -> None:
+    """Refuses mode=score without a scorer or a corpus, and a corpus that nobody would read."""
+    kind = config.scorer.get("kind")
+    if kind is not None:
+        found("scorer.kind", kind, "scorers")
+    if config.mode != "score":
+        if config.corpus is not None:
+            raise ValueError(f"corpus={config.corpus} is for mode=score: run `python eval.py ++mode=score ...`.")
+        return
+    if kind is None:
+        raise ValueError("mode=score needs a scorer: scorer=pep8, pii, profanity or toxicity.")
+    if config.corpus is None:
+        raise ValueError("mode=score needs a corpus: ++corpus=FILE, a folder, or hub:ORG/NAME.")
+    check_corpus(config.corpus)
+    if config.documents_path is not None and not config.documents_path.endswith((".jsonl", ".jsonl.gz")):
+        raise ValueError(f"documents_path={config.documents_path}: expected a name that ends in .jsonl or .jsonl.gz.")
 
 
 def _check_bitsandbytes(config: DictConfig, script: str) -> None:

@@ -192,10 +192,15 @@ def compose_job(script: str = "train.py") -> DictConfig:
 
 
 def default_exp_name(config: DictConfig, varied: Sequence[Override] = ()) -> str:
-    """MODEL_LOSS, in a multirun followed by what the job varies beside the two; safe as a folder's name."""
-    parts = [config.model.name, config.loss.name]
+    """MODEL_LOSS, then task and phase where there are any, then what the job of a multirun varies beside these; safe as
+    a folder's name."""
+    task = config.task
+    parts = [config.model.name, config.loss.name, *([task.name] if task.name != "none" else [])]
+    parts += [task.phase] if task.phase != "pretrain" else []
     for override in varied:
-        if key_of(override) not in ("model", "loss") and not override.key_or_group.startswith("hydra"):
+        if key_of(override) not in ("model", "loss", "task", "task.phase") and not override.key_or_group.startswith(
+            "hydra"
+        ):
             value = re.sub(r"[][{}()'\"\s]", "", override.get_value_element_as_str())
             parts.append(f"{key_of(override)}-{value}")
     name = "_".join(re.sub(r"[^A-Za-z0-9._+-]+", "-", part) for part in parts)

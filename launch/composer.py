@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from dataloaders.resolve import ROOT, did_you_mean
+from launch.generation_checks import is_open
 from launch.keys import check_key, flatten
 
 CONFIG = ROOT / "config"
@@ -90,7 +91,7 @@ class Composer:
             self.choices = {group: self._options(group) for group in groups}
         defaults = OmegaConf.load(CONFIG / f"{NAME}.yaml").defaults
         self.required = [next(iter(entry)) for entry in defaults if not isinstance(entry, str)]
-        self.required = [group for group in self.required if not group.startswith("override ")]
+        self.required = [group for group in self.required if not group.startswith(("override ", "optional "))]
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -132,13 +133,15 @@ class Composer:
                     f"{_line(override)}: {override.key_or_group} is no config group, so @ has no meaning here."
                 )
             key = override.key_or_group
-            check_key(key, keys, self.choices)
             value = override.value()
-            for inner in flatten(value, f"{key}.") if isinstance(value, dict) else ():
-                check_key(inner, keys, self.choices)
+            for inner in (key, *(flatten(value, f"{key}.") if isinstance(value, dict) else ())):
+                if not is_open(inner):
+                    check_key(inner, keys, self.choices)
+            if is_open(key) and key not in keys and override.type is OverrideType.CHANGE:
+                raise ValueError(f"{_line(override)}: what a YAML does not have is added: +{_line(override)}")
             if override.type is OverrideType.DEL:
                 raise ValueError(f"~{key}: every key is read, so none can be taken out; give it another value.")
-            if override.type is OverrideType.ADD:
+            if override.type is OverrideType.ADD and not is_open(key):
                 raise ValueError(f"{_line(override)}: {key} is there already; leave out the +.")
 
     def compose(self, overrides: Sequence[Override], number: int | None = 0) -> DictConfig:

@@ -1,4 +1,4 @@
-"""What eval.py runs once its config is read, laid over today's and checked: sample, eval, export or inspect."""
+"""What eval.py runs once its config is read, laid over today's and checked: one of eval.py's modes."""
 
 from __future__ import annotations
 
@@ -58,7 +58,13 @@ def run(config: DictConfig, run_folder: Path | None) -> Any:
         from launch.export import export
 
         return export(config, folder, saved)
-    done = evaluate(config, folder, saved) if config.mode == "eval" else sample(config, saved)
+    if config.mode in ("generate", "kl", "red_team"):
+        from launch import generation, kl, red_team
+
+        modes = {"generate": generation.generate, "kl": kl.measure, "red_team": red_team.search}
+        done = modes[config.mode](config, folder, saved)
+    else:
+        done = evaluate(config, folder, saved) if config.mode == "eval" else sample(config, saved)
     leave()
     return done
 
@@ -280,7 +286,8 @@ def write_samples(path: Path, config: DictConfig, samples: list[dict[str, Any]])
 
 def evaluate(config: DictConfig, folder: Path, saved: str | None) -> dict[str, float]:
     """The loss and metrics of the run's trainer on `split`; printed, and kept as eval-{split}.json beside the run."""
-    from launch.train import check_vocabulary, check_weights, trainer_class
+    from launch.classes import trainer_class
+    from launch.model_checks import check_vocabulary, check_weights
     from models.checkpoints import read_loss_state
 
     kind = trainer_class(config)

@@ -27,7 +27,7 @@ def export(config: DictConfig, folder: Path, saved: str | None) -> Path:
         )
     tokenizer = build.build_tokenizer(config, saved)
     example_tokenizer = build.build_example_tokenizer(config, tokenizer)
-    model = build.build_model(config, torch.device("cpu"), saved or config.model.load_from)
+    model = build.build_saved(config, torch.device("cpu"), saved)
     if not tokenizer.chat_template:
         tokenizer.chat_template = template_of(example_tokenizer.format, tokenizer.bos_token)
     settings = model.generation_config

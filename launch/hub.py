@@ -9,13 +9,16 @@ from urllib.parse import urlsplit
 
 from omegaconf import DictConfig
 
+from dataloaders.corpus_texts import HUB
 from models.loading import locate
 
 log = logging.getLogger(__name__)
 
 
 def needs_hub(config: DictConfig) -> bool:
-    """Whether a run's model or one of its data sets is named by a hub id."""
+    """Whether a run's model or one of its data sets is named by a hub id, or a corpus or a classifier of mode=score."""
+    if config.mode == "score":
+        return config.corpus.startswith(HUB) or (config.scorer.name == "toxicity" and config.scorer.base is None)
     names = [config.model.name_or_path, config.model.load_from]
     on_hub = [name for name in names if name is not None and locate(name, config.cache_dir).kind == "hub"]
     return bool(on_hub) or any(options.get("hub") and not options.get("path") for options in config.datasets.values())

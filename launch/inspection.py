@@ -79,6 +79,6 @@ def show(row: Row, tokenizer: PreTrainedTokenizerBase) -> str:
 
 def report(loader: DataLoader, account: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:
     """What mode=inspect prints."""
-    rows = loader.fixed_rows(None)
+    rows = loader.fixed_rows(loader.most_shown)
     shown = "\n".join(show(row, tokenizer) for row in rows[:3])
     return "\n\n".join([account_table(account), length_table(rows), "Three examples; [[scored tokens]]:", shown])

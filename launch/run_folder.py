@@ -32,22 +32,26 @@ NOT_COMPARED = frozenset(
         *("n_samples", "samples_dir", "split", "top_p", "temperature", "max_new_tokens", "sample_reference"),
         *("saved_policy", "export_dir", "push_to", "model.eval_batch_size"),
         *("resume", "save_every", "keep_last", "keep_optimizer", "save_in_background"),
+        *("corpus", "text_key", "documents_path", "scoring_processes", "cache_scores"),
     }
 )
-"""Keys that do not change what a training run computes (`wandb`, `distributed` and their keys neither)."""
+"""Keys that do not change what a training run computes; of SECTIONS_NOT_COMPARED no key does."""
 MAY_CHANGE = frozenset(
     {
-        *("n_epochs", "n_examples", "n_eval_examples", "eval_every", "do_first_eval", "keep_best"),
+        *("n_epochs", "n_examples", "task.n_tokens", "n_eval_examples", "eval_every", "do_first_eval", "keep_best"),
         *("intermediate_checkpoints", "cache_reference", "model.tokens_per_microbatch"),
         *("model.activation_checkpointing", "model.compile"),
     }
 )
-"""Keys that may change before a run goes on: its length, how it is looked at, and how its steps are computed."""
-LENGTHS = ("n_epochs", "n_examples")
+"""Keys that may change before a run goes on: its length, how it is looked at, and how its steps are computed; also all
+of SECTIONS_THAT_MAY_CHANGE."""
+SECTIONS_NOT_COMPARED = ("wandb.", "distributed.", "red_team.")
+SECTIONS_THAT_MAY_CHANGE = ("generation.", "kl.", "scorer.")
+LENGTHS = ("n_epochs", "n_examples", "task.n_tokens")
 BEFORE_A_RUN = frozenset({"data.json"})  # what mode=inspect leaves in the folder of a run to come
 RUN_MAKES = (
     *("config.yaml", "data.json", "metrics.jsonl", "LATEST", "BEST", "step-[0-9]*", FINISHED, "eval-*.json"),
-    *("export", "wandb"),
+    *("export", "wandb", "samples", "alignment.json", "red_team"),
 )
 """The names in a run's folder that may be removed with the run; beside them `.NAME.*`, what a killed write leaves."""
 HARMLESS = (".lock", ".DS_Store", ".nfs*")  # the lock, and what systems put into any folder
@@ -188,7 +192,7 @@ def _claim(folder: Path, config: DictConfig) -> Claim:
     if config.overwrite:
         return Claim("replace", folder)
     differing = differences(read_config(saved), config)
-    refused = [text for key, text in differing.items() if key not in MAY_CHANGE]
+    refused = [text for key, text in differing.items() if not may_change(key)]
     if refused:
         raise ValueError(
             f"{folder} holds a run with another config ({'; '.join(refused)}): choose another name with "
@@ -247,7 +251,7 @@ def differences(saved: DictConfig, config: DictConfig) -> dict[str, str]:
 
     def compared(one: DictConfig) -> dict[str, Any]:
         flat = flatten(OmegaConf.to_container(one, resolve=True))
-        return {k: v for k, v in flat.items() if k not in NOT_COMPARED and not k.startswith(("wandb.", "distributed."))}
+        return {k: v for k, v in flat.items() if k not in NOT_COMPARED and not k.startswith(SECTIONS_NOT_COMPARED)}
 
     before, now = compared(saved), compared(config)
     return {
@@ -255,6 +259,11 @@ def differences(saved: DictConfig, config: DictConfig) -> dict[str, str]:
         for key in dict.fromkeys([*now, *before])
         if key not in before or key not in now or before[key] != now[key]
     }
+
+
+def may_change(key: str) -> bool:
+    """Whether a key may have another value when a run goes on."""
+    return key in MAY_CHANGE or key.startswith(SECTIONS_THAT_MAY_CHANGE)
 
 
 def _shown(flat: dict[str, Any], key: str) -> str:

@@ -17,6 +17,7 @@ from launch.check import check_values
 from launch.combinations import check_combinations
 from launch.compose import default_exp_name, refuse_strays, refuse_sweep
 from launch.composer import SEVERAL, Composer, key_of, readable_errors
+from launch.generation_checks import is_open
 from launch.keys import flatten
 from launch.run_folder import read_config, run_folder
 
@@ -26,6 +27,10 @@ HELP = """eval.py works with a run that train.py made, or with any model.
   python eval.py --config-path=.cache/NAME ++mode=sample ++n_samples=512    answers the test prompts
   python eval.py --config-path=.cache/NAME mode=eval                        loss and metrics on the test split
   python eval.py --config-path=.cache/NAME mode=export                      writes an HF folder
+  python eval.py --config-path=.cache/NAME mode=generate                    scored samples of its scenarios
+  python eval.py --config-path=.cache/NAME mode=kl kl.reference=MODEL       how far it is from another language model
+  python eval.py --config-path=.cache/NAME mode=red_team red_team.attacker=MODEL red_team.prompts=FILE
+  python eval.py mode=score scorer=pep8 corpus=FOLDER                       scores texts; needs no run
   python eval.py model=tiny datasets=[local] datasets.local.path=FILE mode=inspect
 
 --config-path FILE   the run's config.yaml, or its folder; without it the config is composed as train.py does
@@ -37,10 +42,12 @@ A mistake is reported in one line; AUREOLE_TRACEBACK=1 shows the traceback as we
 NOT_TAKEN_OVER = ("mode", "overwrite", "model.trust_remote_code")
 """What train.py was told to do is not what eval.py is told to do, and who trusted code is not who would run it now."""
 SELECTS = ("model", "loss")
+SCORER = "scorer"
+"""The config group whose choice may be another than the run's."""
 ONE_PROCESS = "distributed"
 """The config group that says how many processes share a training; eval.py has one, however the run was trained."""
 _CLASSES = {"trainer": "trainers", "dataloader": "dataloaders"}
-OURS = ("dataloaders", "launch", "models", "trainers")
+OURS = ("dataloaders", "launch", "models", "scorers", "trainers")
 
 log = logging.getLogger(__name__)
 
@@ -129,8 +136,16 @@ def _laid_over(composer: Composer, overrides: list[Override], saved: DictConfig)
         _refuse_another(group, overrides, saved)
         if saved[group].get("name") in composer.choices[group]:
             lines.append(f"{group}={saved[group].name}")
+    chosen = [str(override.value()) for override in overrides if override.key_or_group == SCORER]
+    scorer = chosen[-1] if chosen else saved.get(SCORER, {}).get("name")
+    if scorer is not None and (chosen or scorer in composer.choices[SCORER]):
+        lines.append(f"{SCORER}={scorer}")
     schema = composer.schema(composer.parse(lines))
     OmegaConf.set_struct(schema, False)
+    if scorer is not None and scorer != schema[SCORER].name:
+        schema[SCORER] = saved[SCORER]
+    if chosen:
+        saved = OmegaConf.masked_copy(saved, [key for key in saved if key != SCORER])
     for group in SELECTS:
         if saved[group].get("name") not in composer.choices[group]:
             schema[group] = saved[group]
@@ -153,6 +168,7 @@ def _laid_over(composer: Composer, overrides: list[Override], saved: DictConfig)
 def _say_what_runs(config: DictConfig, saved: DictConfig) -> None:
     """Names the files outside this project whose code a run that may be somebody else's brings with it."""
     named = [(config.loss[key], saved.loss.get(key), package) for key, package in _CLASSES.items()]
+    named.append((config[SCORER].get("kind"), saved.get(SCORER, {}).get("kind"), "scorers"))
     for name, options in config[SEVERAL].items():
         if name in saved[SEVERAL] and isinstance(options, DictConfig) and isinstance(saved[SEVERAL][name], DictConfig):
             named.append((options.get("function"), saved[SEVERAL][name].get("function"), "dataloaders.datasets"))
@@ -187,7 +203,7 @@ def _overlay(schema: DictConfig, saved: DictConfig) -> DictConfig:
             or (key.startswith(f"{SEVERAL}.") and key.split(".")[1] not in schema[SEVERAL])
         ):
             continue
-        if key in expected:
+        if key in expected or is_open(key):
             OmegaConf.update(config, key, value, merge=False)
         elif value is not None:
             dropped.append(key)

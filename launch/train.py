@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import random
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 from dataloaders.base import DataLoader
 from launch import build, inspection, memory
 from launch.classes import trainer_class
-from launch.run_folder import MAY_CHANGE, begin, begun, claim, differences, finish
+from launch.generation import build_evaluations, keep_final_scores
+from launch.model_checks import check_positions, check_rope, check_vocabulary, check_weights
+from launch.pretraining import embed_control_tokens, reads_documents, settle_threshold
+from launch.run_folder import begin, begun, claim, differences, finish, may_change
 from models.compilation import refuse_without_compiler
 from models.loading import locate
 from models.memory import keep_freed_memory
@@ -40,19 +44,9 @@ def run(config: DictConfig) -> dict[str, float]:
     if config.mode == "memory":
         print(memory.report(config))
         return {}
-    keep_freed_memory()
-    device = build.build_device(config.device)
-    build.settle_dtypes(config, device)
-    if config.model.lora.quantize is not None:
-        refuse_device(device)
-    if config.model.compile:
-        refuse_without_compiler(device)
-    distributed.start(device, config.distributed.heartbeat_seconds)
-    if config.distributed.name == "fsdp" and distributed.processes() == 1:
-        log.info("distributed=fsdp: one process has nothing to share (torchrun --nproc-per-node N starts more of them)")
-    locate(config.model.name_or_path, config.cache_dir)
-    if config.model.load_from is not None:
-        locate(config.model.load_from, config.cache_dir)
+    device = _begin(config)
+    if reads_documents(config):
+        settle_threshold(config)
     kind = trainer_class(config)
     folder = Path(config.cache_dir) / config.exp_name
     if config.mode == "inspect":
@@ -69,11 +63,13 @@ def run(config: DictConfig) -> dict[str, float]:
     train_loader, eval_loader, tokenizer = load_data(config)
     if resume is not None:
         refuse_shorter(resume, train_loader.sizes())  # before the run that is there is touched
+    evaluations = build_evaluations(config, tokenizer, device)
     account = inspection.account_of([loader for loader in (train_loader, eval_loader) if loader is not None])
     tell_long_rows(train_loader, kind.roles, config.model.tokens_per_microbatch)
-    if claimed is not None:
+    if claimed is not None and not reads_documents(config):
         print(inspection.account_table(account), file=sys.stderr)
     trainer = _trainer(config, kind, folder, device, train_loader, eval_loader, tokenizer)
+    trainer.evaluations = evaluations
     distributed.barrier()  # nobody has anything left to read
     if claimed is not None:
         begin(claimed, config)
@@ -86,10 +82,39 @@ def run(config: DictConfig) -> dict[str, float]:
             trainer.metrics_log.close()
     _tell_reference_values(trainer)
     if claimed is not None:
+        _tell_documents(config, folder, train_loader, eval_loader)
+        keep_final_scores(config, folder, trainer.examples)
         finish(folder)
         log.info(trainer.checkpoints.account())
         log.info("done: %s", folder / "LATEST" / "policy.pt")
     return metrics
+
+
+def _begin(config: DictConfig) -> torch.device:
+    """Finds the device and the other processes, and refuses what cannot work there or is not where it should be."""
+    keep_freed_memory()
+    device = build.build_device(config.device)
+    build.settle_dtypes(config, device)
+    if config.model.lora.quantize is not None:
+        refuse_device(device)
+    if config.model.compile:
+        refuse_without_compiler(device)
+    distributed.start(device, config.distributed.heartbeat_seconds)
+    if config.distributed.name == "fsdp" and distributed.processes() == 1:
+        log.info("distributed=fsdp: one process has nothing to share (torchrun --nproc-per-node N starts more of them)")
+    locate(config.model.name_or_path, config.cache_dir)
+    if config.model.load_from is not None:
+        locate(config.model.load_from, config.cache_dir)
+    return device
+
+
+def _tell_documents(config: DictConfig, folder: Path, train_loader: DataLoader, eval_loader: DataLoader | None) -> None:
+    """Of a loss on documents what was read, which is known at the end."""
+    if reads_documents(config):
+        account = inspection.account_of([loader for loader in (train_loader, eval_loader) if loader is not None])
+        inspection.write_account(folder, account)
+        print(inspection.account_table(account), file=sys.stderr)
+        log.info(train_loader.passes())
 
 
 def _tell_reference_values(trainer: BasicTrainer) -> None:
@@ -126,7 +151,7 @@ def _resume(config: DictConfig, folder: Path, status: str, changed: Sequence[str
         return None
     resume = read_resume(found, own)
     there = differences(OmegaConf.create(resume.state["config"]), config)
-    refused = [text for key, text in there.items() if key not in MAY_CHANGE and key != "exp_name"]
+    refused = [text for key, text in there.items() if not may_change(key) and key != "exp_name"]
     if refused:
         raise ValueError(
             f"{found} is of a run with another config ({'; '.join(refused)}): take over its weights alone with "
@@ -190,6 +215,7 @@ def _trainer(
     np.random.seed(config.seed % 2**32)  # for losses of users
     random.seed(config.seed)
     start = build.build_start(config, device)
+    embed_control_tokens(config, start, tokenizer)
     check_vocabulary(start, tokenizer)
     check_weights(start)
     check_positions(start, config.model.max_length)
@@ -208,7 +234,7 @@ def _metrics_log(config: DictConfig, folder: Path, resume: Resume | None) -> Met
     options, own = None, resume is not None and resume.own
     if config.wandb.enabled:
         options = {
-            "entity": config.wandb.entity, "project": config.wandb.project, "name": config.exp_name,
+            "entity": config.wandb.entity, "project": wandb_project(config), "name": config.exp_name,
             "config": OmegaConf.to_container(config, resolve=True),
         }  # fmt: skip
         if own and resume.state["wandb"] is not None:
@@ -217,49 +243,6 @@ def _metrics_log(config: DictConfig, folder: Path, resume: Resume | None) -> Met
     return MetricsLog(folder, config.minimum_log_interval_secs, options, keep)
 
 
-def check_vocabulary(model: object, tokenizer: object) -> None:
-    """A token id without an embedding would be an index error deep in the model."""
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        raise ValueError(
-            f"the tokenizer has {len(tokenizer)} tokens and the model embeds {rows}: they do not belong together. Set "
-            "model.tokenizer_name_or_path to the tokenizer of this model."
-        )
-
-
-def check_positions(model: object, max_length: int) -> None:
-    """A position without a learned embedding would be an index error deep in the model."""
-    for name, module in model.named_modules():
-        learned = isinstance(module, torch.nn.Embedding) and name.rsplit(".", 1)[-1] in ("wpe", "embed_positions")
-        count = module.num_embeddings - getattr(module, "offset", 0) if learned else max_length  # OPT begins at 2
-        if count < max_length:
-            raise ValueError(
-                f"model.max_length={max_length}, and the model has learned {count} positions: lower it "
-                "(and model.max_prompt_length)."
-            )
-
-
-def check_rope(model: object, max_length: int) -> None:
-    """Rotary positions that depend on the longest sequence of a pass would make values depend on their neighbours."""
-    config = model.config.get_text_config()
-    settings = getattr(config, "rope_parameters", None) or {}
-    for some in (settings, *(value for value in settings.values() if isinstance(value, dict))):
-        limit = some.get("original_max_position_embeddings") or config.max_position_embeddings
-        if some.get("rope_type") in ("longrope", "dynamic") and max_length > limit:
-            raise ValueError(
-                f"model.max_length={max_length}, and beyond {limit} positions this model's rotary frequencies "
-                f"({some['rope_type']}) depend on the longest sequence of a forward pass, so that a response's value "
-                f"would depend on which others are with it: set model.max_length={limit} (and "
-                "model.max_prompt_length below it)."
-            )
-
-
-def check_weights(model: object) -> None:
-    """A weight that is not finite would make every loss nan. Of an empty model another process looks at the weights."""
-    there = {name: weight for name, weight in model.named_parameters() if not weight.is_meta}
-    bad = [name for name, weight in there.items() if not bool(torch.isfinite(weight).all())]
-    if bad:
-        raise ValueError(
-            f"{len(bad)} weights of the model are not finite (nan or inf), {bad[0]} the first of them: the checkpoint "
-            "is damaged, or its run diverged. Start from another one."
-        )
+def wandb_project(config: DictConfig) -> str:
+    """The project that the config names, else that of the environment, else ours."""
+    return config.wandb.project or os.environ.get("WANDB_PROJECT") or "aureole"

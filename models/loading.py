@@ -160,6 +160,7 @@ def load_model(
     attn_implementation: str = "sdpa",
     trust_remote_code: bool = False,
     empty: bool = False,
+    vocabulary: int | None = None,
 ) -> PreTrainedModel:
     """A causal language model with float32 weights (or `dtype`), dropout off, in eval mode.
 
@@ -169,6 +170,7 @@ def load_model(
         shape: the `shape:` of the model's YAML; needed for random weights.
         seed: of random weights.
         empty: without weights, on the meta device: nothing but the architecture is read.
+        vocabulary: rows of the embeddings that a policy.pt has at least, where its run added tokens to the model.
 
     Raises:
         ValueError: for weights that are missing, would execute code, or belong to another architecture.
@@ -197,7 +199,7 @@ def load_model(
             own = {"shape": shape, "cache_dir": cache_dir, "revision": revision, **options}
             model = _model_from_adapter(base, name_or_path, source, contents, own)
         else:
-            model = _model_from_policy(base, source, contents["state"], shape, options)
+            model = _model_from_policy(base, source, contents["state"], shape, options, vocabulary)
     else:
         if load_from is not None and base.kind != "hub":
             # A folder is loaded by its own config: one of another model would be loaded in the place of `base`.
@@ -244,10 +246,13 @@ def _model_from_policy(
     state: dict[str, torch.Tensor],
     shape: Mapping[str, Any] | None,
     options: dict[str, Any],
+    vocabulary: int | None,
 ) -> PreTrainedModel:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     config = _architecture(_describes(base, source), shape, options)
+    if vocabulary is not None:
+        config.get_text_config().vocab_size = max(vocabulary, config.get_text_config().vocab_size)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(f"{type(config).__name__} is no causal language model that transformers has built in.")
     _refuse_other_architecture(source, _differences(_weights_of(config, options), state))

@@ -117,7 +117,10 @@ def packed_logps(
 
 
 def token_logps(
-    model: PreTrainedModel, sequences: Sequence[ScoredSequence], values: Values | None = None
+    model: PreTrainedModel,
+    sequences: Sequence[ScoredSequence],
+    values: Values | None = None,
+    excluded: Sequence[int] = (),
 ) -> list[torch.Tensor] | tuple[list[torch.Tensor], list[torch.Tensor]]:
     """The same by padding to the right, for any model.
 
@@ -125,6 +128,7 @@ def token_logps(
         model: a causal language model; gradients flow when they are enabled.
         sequences: what to score; a first token with nothing before it has no probability and is not scored.
         values: see `branch_logps`.
+        excluded: tokens that are known not to come: probabilities are those given that, as if the vocabulary had none.
 
     Returns:
         For each sequence, the log-probabilities in nats of its scored tokens: float32, (scored tokens,). The softmax
@@ -151,6 +155,8 @@ def token_logps(
         logits = model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False).logits
     logits = logits.reshape(-1, logits.shape[-1])
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if excluded:
+        logits = logits.index_fill(1, torch.tensor(list(excluded), device=device), -torch.inf)
     logps = list((-F.cross_entropy(logits, target, reduction="none")).split(counts))
     return logps if values is None else (logps, list(values(hidden[0], logits).split(counts)))
 

@@ -48,6 +48,8 @@ def config_from_shape(shape: Mapping[str, Any]) -> PretrainedConfig:
         for key, value in shape.items()
         if key in names and not (key == "position_embeddings" and not value)
     }
+    if shape["model_type"] == "gpt2":  # the family's own mean nothing in another vocabulary
+        values |= {"bos_token_id": None, "eos_token_id": None}
     return AutoConfig.for_model(shape["model_type"], **values)
 
 

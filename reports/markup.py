@@ -8,11 +8,43 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from reports.intervals import Interval
 
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # a hostile text could run and load nothing
+
+
+def document(title: str, body: str, footer: str) -> str:
+    """A whole page that needs no other file.
+
+    Args:
+        title: as text.
+        body, footer: as HTML.
+    """
+    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+<footer>{footer}</footer>
+</body>
+</html>
+"""
 
 
 def escape(text: object) -> str:

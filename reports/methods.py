@@ -15,11 +15,14 @@ NOT_A_SETTING = frozenset(
         *("wandb", "n_samples", "samples_dir", "split", "sample_reference", "export_dir", "push_to"),
         *("save_every", "keep_last", "keep_optimizer", "save_in_background", "keep_best", "intermediate_checkpoints"),
         *("n_eval_examples", "eval_every", "do_first_eval", "cache_reference", "model.eval_batch_size"),
+        *("corpus", "text_key", "documents_path", "scoring_processes", "cache_scores"),
         *("model.tokens_per_microbatch", "model.activation_checkpointing", "model.compile"),
     }
 )
-"""Keys of a config (with those of `wandb`) that do not make a run another method: they change neither what is trained
+"""Keys of a config (with those of LOOKED_AT) that do not make a run another method: they change neither what is trained
 nor how it answers a prompt."""
+LOOKED_AT = ("wandb.", "generation.", "kl.", "red_team.", "scorer.")
+"""Sections that say how a run is looked at."""
 LONGEST = 100
 """Characters of a label."""
 
@@ -98,7 +101,7 @@ def settings_of(flat: Mapping[str, Any]) -> Settings:
 
     Of `saved_policy` and of `resume` the checkpoint's name counts (step-512), since each seed has a folder of its own.
     """
-    kept = {key: value for key, value in flat.items() if key not in NOT_A_SETTING and not key.startswith("wandb.")}
+    kept = {key: value for key, value in flat.items() if key not in NOT_A_SETTING and not key.startswith(LOOKED_AT)}
     if kept.get("temperature") == 0:
         kept.pop("top_p", None)  # the likeliest token is among the most likely ones
     for key, nothing in (("saved_policy", ("LATEST",)), ("resume", ("auto", "never"))):

@@ -15,10 +15,9 @@ from typing import Any
 from reports.curves import Curve, draw_curves
 from reports.headline import Headline, Row, Verdict, judge_name, printed_table, rows, span, summarize
 from reports.inputs import Run, Samples, read_outcomes, read_results, read_run, read_samples, setting
-from reports.markup import escape, printable, scale, small, table
+from reports.markup import document, escape, printable, scale, small, table
 from reports.responses import example_table, side_by_side
 
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # a hostile text could run and load nothing
 _SETTINGS = (
     ("Model", "model.name"),
     ("Weights", "model.name_or_path"),
@@ -63,28 +62,12 @@ def build_page(
         _examples(samples, outcomes, headline),
         _settings(run, samples),
     ]
-    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
-    body = "\n".join(sections)
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(_title(run))}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-<footer>Made by Aureole from the run's own files: metrics.jsonl, config.yaml, data.json, its samples
-({escape(samples.sampled_at) or "no date"}) and the results of compare.py. Intervals are 95 %; their unit is the
-prompt.</footer>
-</body>
-</html>
-"""
+    footer = (
+        "Made by Aureole from the run's own files: metrics.jsonl, config.yaml, data.json, its samples\n"
+        f"({escape(samples.sampled_at) or 'no date'}) and the results of compare.py. Intervals are 95 %; their unit is "
+        "the\nprompt."
+    )
+    return document(_title(run), "\n".join(sections), footer)
 
 
 def _title(run: Run) -> str:

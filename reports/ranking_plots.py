@@ -47,10 +47,10 @@ def draw_ranking(places: Sequence[Place], prompts: int, baseline: str, path: str
             axes.plot(one.interval, (number, number), color=color, linewidth=2)
         axes.plot([one.win_rate], [number], "o", color=color)
     axes.axvline(50, color="0.6", linewidth=0.8, linestyle=":")
-    axes.set_yticks(range(len(places)), [_plain(one.label) for one in places], fontsize=8)
+    axes.set_yticks(range(len(places)), [plain(one.label) for one in places], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
-    axes.set_xlabel(f"win rate against {_plain(baseline)} in %, {prompts} prompts; dotted: 50 %", fontsize=8)
+    axes.set_xlabel(f"win rate against {plain(baseline)} in %, {prompts} prompts; dotted: 50 %", fontsize=8)
     axes.grid(axis="x", color="0.9")
     handles = {
         "win rate": Line2D([], [], color="0.2", marker="o", linestyle=""),
@@ -58,7 +58,7 @@ def draw_ranking(places: Sequence[Place], prompts: int, baseline: str, path: str
         **{name: Line2D([], [], color=color, marker="o", linewidth=2) for name, color in colors.items()},
     }
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4, fontsize=8, frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_training(runs: Sequence[Run], metrics: Sequence[str], path: str | Path) -> int:
@@ -84,7 +84,7 @@ def draw_training(runs: Sequence[Run], metrics: Sequence[str], path: str | Path)
         for row, metric in enumerate(metrics):
             has_curve = _panel(panels[row][column], methods, metric)
             drawn += has_curve
-            title = f"{_plain(loss)}: {metric}" if has_curve else f"{_plain(loss)} has no {metric}"
+            title = f"{plain(loss)}: {metric}" if has_curve else f"{plain(loss)} has no {metric}"
             panels[row][column].set_title(title, fontsize=8)
             panels[row][column].axis("on" if has_curve else "off")
         panels[-1][column].set_xlabel("training examples", fontsize=7)
@@ -95,7 +95,7 @@ def draw_training(runs: Sequence[Run], metrics: Sequence[str], path: str | Path)
     handles = handles if len(handles) > 1 else {}
     handles |= {KINDS[split]: Line2D([], [], color="0.2", **style) for split, style in STYLES.items()}
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=5, fontsize=8, frameon=False)
-    _save(figure, path)
+    save(figure, path)
     return drawn
 
 
@@ -122,7 +122,7 @@ def _panel(axes: Axes, methods: dict[str, list[Run]], metric: str) -> bool:
                 if values := points(run, split, key):
                     axes.plot(*zip(*values, strict=True), color=f"C{number}", **style)
                     drawn = True
-        axes.plot([], [], color=f"C{number}", label=_plain(name))
+        axes.plot([], [], color=f"C{number}", label=plain(name))
     axes.tick_params(labelsize=6)
     axes.grid(color="0.92")
     axes.set_xlim(left=0)
@@ -143,13 +143,14 @@ def _by_number(item: tuple[str, list[Run]]) -> tuple[list[float], str]:
     return values, item[0]
 
 
-def _plain(text: str) -> str:
-    """A name as a plot shows it: one line, no mathtext."""
+def plain(text: str, widest: int = WIDEST) -> str:
+    """A name as a plot shows it: one line of at most so many characters, no mathtext."""
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split()).replace("$", r"\$")
-    return text if len(text) <= WIDEST else text[: WIDEST - 3] + "..."
+    return text if len(text) <= widest else text[: widest - 3] + "..."
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def save(figure: Figure, path: str | Path) -> None:
+    """Writes a PNG that does not say when it was made."""
     figure.savefig(path, format="png", metadata={"Software": None})
 
 

@@ -38,6 +38,10 @@ class BoundedClient:
         """The chat completion; blocks. Raises what the package raises."""
         return self._wait_for(self._client.chat.completions.create(**request))
 
+    def complete_text(self, **request: Any) -> Any:
+        """The completion of a text, by the older endpoint that gives log-probabilities; as `complete` otherwise."""
+        return self._wait_for(self._client.completions.create(**request))
+
     def close(self) -> None:
         """Closes the connections."""
         self._wait_for(self._client.close())

@@ -3,31 +3,45 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 
 def append_line(path: str | Path, record: dict[str, Any]) -> None:
-    """Appends the record as one line and returns when it is on the disk.
+    """Appends the record as one line and returns when it is on the disk."""
+    append_lines(path, [record])
+
+
+def append_lines(path: str | Path, records: Sequence[dict[str, Any]], *, durable: bool = True) -> list[tuple[int, int]]:
+    """Appends each record as a line and returns, for each, where it begins in the file and its length in bytes.
 
     Several threads and processes may append to the same file: each holds the file's lock while it writes. What an
     interrupted writer left without a line end is closed first, so that it spoils no line but its own.
+
+    Args:
+        durable: returns when the lines are on the disk, so that not even a power cut loses them.
     """
-    line = json.dumps(record).encode() + b"\n"
+    lines = [json.dumps(record).encode() + b"\n" for record in records]
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         size = os.fstat(descriptor).st_size
-        if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            line = b"\n" + line
-        while line:  # a write may take only a part
-            line = line[os.write(descriptor, line) :]
-        os.fsync(descriptor)
+        torn = size and os.pread(descriptor, 1, size - 1) != b"\n"
+        begin = size + bool(torn)
+        left = memoryview(b"\n" * bool(torn) + b"".join(lines))
+        while left:  # a write may take only a part
+            left = left[os.write(descriptor, left) :]
+        if durable:
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)  # which also gives the lock back
+    starts = itertools.accumulate(map(len, lines), initial=begin)
+    return [(start, len(line)) for start, line in zip(starts, lines, strict=False)]
 
 
 def check_appendable(path: str | Path) -> None:

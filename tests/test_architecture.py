@@ -44,11 +44,12 @@ _ENGINE = tuple(
     )
 )
 HEAVY = {
-    "torch": (*_ENGINE, "trainers/", "launch/train.py"),
+    "torch": (*_ENGINE, "trainers/", "launch/train.py", "launch/model_checks.py"),
     "transformers": (*_ENGINE, "trainers/basic.py"),
     **dict.fromkeys(
         ("datasets", "pyarrow", "pandas", "openai", "wandb", "matplotlib", "scipy", "accelerate", "safetensors",
-         "tokenizers", "peft", "bitsandbytes", "vllm", "lm_eval", "detoxify", "scrubadub"), (),
+         "tokenizers", "peft", "bitsandbytes", "vllm", "lm_eval", "detoxify", "scrubadub", "pycodestyle",
+         "profanity_check", "sklearn", "dateparser"), (),
     ),
 }  # fmt: skip
 """Libraries that take long to import, and where they may be imported at the top: what cannot work without them."""

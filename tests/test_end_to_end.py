@@ -10,8 +10,8 @@ import torch
 
 from launch.compose import compose
 from launch.evaluate import run as evaluate
+from launch.model_checks import check_positions
 from launch.saved_config import compose_for_eval
-from launch.train import check_positions
 from launch.train import run as train
 from models.loading import load_model
 from tests import tiny

@@ -22,6 +22,12 @@ def test_conda_users_get_the_same_pins():
 
 def test_everything_is_pinned():
     """Prevents an install that works today and not tomorrow."""
-    for name in ("requirements.txt", "requirements-dev.txt", "requirements-model.txt", "requirements-bitsandbytes.txt"):
+    for name in (
+        "requirements.txt",
+        "requirements-dev.txt",
+        "requirements-model.txt",
+        "requirements-bitsandbytes.txt",
+        "requirements-scorers.txt",
+    ):
         lines = [line for line in (ROOT / name).read_text().splitlines() if line and not line.startswith(("#", "-r"))]
         assert lines and all("==" in line for line in lines), name

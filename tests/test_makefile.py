@@ -23,6 +23,7 @@ SCRIPTS = (
     "requirements-model.txt",
     "requirements-bitsandbytes.txt",
     "requirements-slurm.txt",
+    "requirements-scorers.txt",
 )
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

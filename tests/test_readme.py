@@ -13,7 +13,8 @@ import pytest
 from tests.readme import README, ROOT, TUTORIAL, blocks, commands, run, stand_ins, tutorial_files
 
 (RANKING,) = [block.text for block in blocks(README) if "seed=1,2,3" in block.text]
-BEFORE_THE_TUTORIAL = README[: README.index("## Tutorial")].replace(RANKING, "")
+(PRETRAINING,) = [block.text for block in blocks(README) if "task=pep8" in block.text]
+BEFORE_THE_TUTORIAL = README[: README.index("## Tutorial")].replace(RANKING, "").replace(PRETRAINING, "")
 SMALL = ["n_examples=8", "n_eval_examples=4", "model.batch_size=4"]
 
 
@@ -88,8 +89,8 @@ def test_sampling_evaluating_exporting_and_judging(here):
     train = [*offline(command_of(0, "train.py"), here), *SMALL]
     run(train, folder)  # already finished when the first test ran: then it says so
     short = ["++max_new_tokens=8", "++n_samples=4"]
-    sample, evaluate, export, other = [c for c in commands(BEFORE_THE_TUTORIAL) if "eval.py" in c]
-    assert len([c for c in commands(BEFORE_THE_TUTORIAL) if "eval.py" in c]) == 4
+    sample, evaluate, export, other, *scores = [c for c in commands(BEFORE_THE_TUTORIAL) if "eval.py" in c]
+    assert len(scores) == 3 and all("++mode=score" in c for c in scores)
     run([*absolute(sample), *short], folder)
     first = (folder / "samples" / "smollm2-135m_kto.json").read_bytes()
     run([*absolute(sample), *short], folder)
@@ -113,12 +114,53 @@ def test_the_ranking_runs(here, tmp_path):
     script = script.replace("batch_size=8", "batch_size=4").replace("++max_new_tokens=64", "++max_new_tokens=4")
     local = " ".join(here[1]["model"])
     script = script.replace("-m loss", f"-m {local} n_eval_examples=4 loss").replace("model=smollm2-135m", local)
-    script = re.sub(r"\bpython (\w+\.py)", rf"{sys.executable} {ROOT}/\1", script)
-    script = script.replace("python -m reports", f"PYTHONPATH={ROOT} {sys.executable} -m reports")
-    printed = run(["bash", "-euc", script], tmp_path)
+    printed = run(["bash", "-euc", as_script(script)], tmp_path)
     assert "Ranking on" in printed and printed.count("2 seeds") == 2
     assert printed.count("reference values: 0 computed") == 2, "the second loss finds what the first one computed"
     assert all((tmp_path / name).stat().st_size > 5000 for name in ("ranking.png", "curves.png"))
+
+
+def as_script(text: str) -> str:
+    """Commands as they run from any folder."""
+    text = re.sub(r"\bpython (\w+\.py)", rf"{sys.executable} {ROOT}/\1", text)
+    return text.replace("python -m reports", f"PYTHONPATH={ROOT} {sys.executable} -m reports")
+
+
+def test_the_pretraining_runs(tmp_path):
+    """Prevents a figure whose files are not where its commands look; fewer objectives, tokens and samples stand for
+    more."""
+    for folder, package in (("my_code", "scorers"), ("other_code", "reports")):
+        shutil.copytree(ROOT / package, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    script = PRETRAINING.replace("mle,filtering,conditional,unlikelihood,awr,rwr", "mle,conditional")
+    small = (
+        "task.n_tokens=4096 task.shuffle_buffer=16 n_eval_examples=2 model.max_length=128 model.max_prompt_length=64"
+    )
+    script = script.replace("task.n_tokens=4000000", small).replace("batch_size=32", "batch_size=8")
+    script = script.replace("n_samples=2048", "n_samples=8").replace("max_new_tokens=192", "max_new_tokens=16")
+    script = script.replace("kl.documents=held_out.jsonl", "kl.documents=held_out.jsonl ++kl.n_documents=4")
+    printed = run(["bash", "-euc", as_script(script)], tmp_path)
+    assert printed.count("passes over the") + printed.count("less than one pass") == 2
+    assert (tmp_path / "pareto.png").stat().st_size > 5000
+    assert "conditional" in (tmp_path / "samples.html").read_text()
+
+
+def test_scoring_commands_run(here):
+    """Prevents documented scorings that fail, of code, of rows and of a run's samples (a file stands for these)."""
+    folder = here[0] / "scoring"
+    for name in ("samples", "scorers", "data"):
+        (folder / name).mkdir(parents=True)
+    for name in ("scorers/lines.py", "data/everyday_train.jsonl"):
+        shutil.copy(ROOT / name, folder / name)
+    samples = [{"prompt": "Who?", "policy": "You damn fool."}, {"prompt": "Who?", "policy": "A friend."}]
+    (folder / "samples" / "smollm2-135m_kto.json").write_text(json.dumps({"samples": samples}))
+    code, rows, responses = [c for c in commands(BEFORE_THE_TUTORIAL) if "++mode=score" in c]
+    assert "scored: 1; without a score: 0" in run(absolute(code), folder)
+    printed = run(absolute(rows), folder)
+    assert "447 documents" in printed and "Names of people and places are not covered" in printed
+    run(absolute(responses), folder)
+    lines = (folder / "scores" / "smollm2-135m_kto-profanity.jsonl").read_text().splitlines()
+    bad, good = (json.loads(line)["score"] for line in lines)
+    assert bad > 0.8 > 0.2 > good
 
 
 def absolute(command: list[str]) -> list[str]:
@@ -126,12 +168,12 @@ def absolute(command: list[str]) -> list[str]:
 
 
 def test_every_command_is_covered_above():
-    """Prevents a new README command that no test runs: 2 make, 8 train.py, 1 torchrun, 4 eval.py, 2 compare.py."""
+    """Prevents a new README command that no test runs: 2 make, 8 train.py, 1 torchrun, 7 eval.py, 2 compare.py."""
     found = commands(BEFORE_THE_TUTORIAL)
-    assert [sum(script in c for c in found) for script in ("make", "train.py", "eval.py", "compare.py")] == [2, 9, 4, 2]
-    assert len(found) == 17
+    assert [sum(script in c for c in found) for script in ("make", "train.py", "eval.py", "compare.py")] == [2, 9, 7, 2]
+    assert len(found) == 20
     assert len(commands(TUTORIAL)) == 4 and len(tutorial_files()) == 5
-    assert len(blocks(README)) == 1 + 1 + 1 + 1 + 1 + 5 + 1 + 1
+    assert len(blocks(README)) == 1 + 1 + 1 + 1 + 1 + 1 + 1 + 5 + 1 + 1
 
 
 def test_the_tutorial_literally(tmp_path):
@@ -173,6 +215,6 @@ def test_the_tree_is_the_tree():
     (tree,) = [block.text for block in blocks(README) if "compose, build, run" in block.text]
     named = {name.rstrip("/") for line in tree.splitlines() for name in line.split("   ")[0].split()}
     there = {p.name for p in ROOT.iterdir() if p.is_dir() and not p.name.startswith((".", "_"))}
-    made = {"samples", "demo", "outputs", "wandb"}  # by runs; git ignores them
+    made = {"samples", "scores", "demo", "outputs", "wandb"}  # by runs; git ignores them
     assert there - made == {name for name in named if "." not in name}
     assert all((ROOT / name).exists() for name in named)

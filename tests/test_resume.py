@@ -16,11 +16,12 @@ import torch
 
 from launch.compose import compose
 from launch.train import run
+from tests import documents
 from tests.readme import ROOT
 from trainers.metrics import MetricsLog
 
 TRAINING = [
-    "model=tiny", "datasets.everyday.n_examples=20", "n_epochs=2", "model.batch_size=2",
+    "model=tiny", "n_epochs=2", "model.batch_size=2",
     "model.gradient_accumulation_steps=2", "model.tokens_per_microbatch=128", "n_eval_examples=6", "eval_every=12",
     "save_every=8", "log_every=3", "keep_last=2", "keep_best=loss/eval", "lr=1e-3", "scheduler=cosine",
 ]  # fmt: skip
@@ -33,14 +34,20 @@ FAMILIES = {
     "ppo": ["loss=ppo"],
     "moving": ["loss=dpo", "loss.sync_reference=true"],
     "lora": ["loss=kto", "model.lora.rank=4", "model.lora.targets=[q_proj]", "cache_reference=false"],
+    "awr": ["loss=awr"],
+    "conditional": ["loss=conditional"],
 }
-"""One loss of each way to keep a state: none, KL rows, a running mean, a value head, other weights, an adapter."""
+DATA = {family: ["datasets.everyday.n_examples=20"] for family in FAMILIES} | {
+    family: [*documents.command(), "n_examples=40"] for family in ("awr", "conditional")
+}
+"""One loss of each way to keep a state: none, KL rows, a running mean, a value head, other weights, an adapter, a
+place in documents that stream, and tokens that were added."""
 VOLATILE = ("seconds", "per_second", "memory")
 
 
 def command(folder: Path, family: str, *more: str) -> list[str]:
     """The arguments of a run named `run` in a folder."""
-    return [*FAMILIES[family], *TRAINING, f"cache_dir={folder}", "exp_name=run", *more]
+    return [*FAMILIES[family], *DATA[family], *TRAINING, f"cache_dir={folder}", "exp_name=run", *more]
 
 
 def train(folder: Path, family: str, *more: str, expect: int = 0, kill: str | None = None) -> str:
@@ -210,7 +217,7 @@ def test_data_that_changed_are_noticed(tmp_path):
     rows = [{"prompt": f"{n}?", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(20)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     local = ["datasets=[local]", f"datasets.local.path={file}", "n_eval_examples=0", "exp_name=run"]
-    settings = [one for one in TRAINING if "everyday" not in one and "n_eval" not in one and "keep_best" not in one]
+    settings = [one for one in TRAINING if "n_eval" not in one and "keep_best" not in one]
     run(compose(["loss=dpo", *settings, f"cache_dir={tmp_path}", *local, "n_examples=8"]))
     file.write_text(file.read_text().replace("good 3", "good 4"))
     with pytest.raises(ValueError, match="was trained on other data"):

@@ -18,9 +18,11 @@ from dataloaders.batches import Row
 from dataloaders.chat_format import MARKERS, chat_format
 from dataloaders.datasets.conversation import TurnStrings, join_turns
 from dataloaders.examples import Dataset, Example
+from dataloaders.pretraining import PretrainingDataLoader
 from dataloaders.tokenization import ExampleTokenizer, Response
 from models.byte_tokenizer import byte_tokenizer
 from models.reference import Reference
+from tests import documents
 from trainers.basic import BasicTrainer
 
 torch.set_num_threads(1)  # on matrices this small more threads only wait for each other
@@ -86,6 +88,8 @@ def _unchanged(loss: str) -> DictConfig:
         "loss": OmegaConf.load(CONFIG / "loss" / f"{loss}.yaml"),
         "datasets": {"everyday": OmegaConf.load(CONFIG / "datasets" / "everyday.yaml")},
     }
+    if "quantile" in parts["loss"]:
+        parts["loss"] = OmegaConf.merge(parts["loss"], {"quantile": None, "threshold": 0.5})
     whole = OmegaConf.merge(OmegaConf.load(CONFIG / "config.yaml"), parts, {"exp_name": "test", "device": "cpu"})
     whole = OmegaConf.masked_copy(whole, [key for key in whole if key not in ("hydra", "defaults")])
     OmegaConf.set_struct(whole, True)
@@ -130,7 +134,9 @@ def pairs(count: int, seed: int = 0) -> list[tuple[str, str, str]]:
 def loader(
     kind: type[DataLoader], count: int = 12, *, max_length: int = 200, seed: int = 0, **options: Any
 ) -> DataLoader:
-    """A DataLoader on `pairs(count)`."""
+    """A DataLoader on `pairs(count)`, or of so many blocks of documents."""
+    if isinstance(kind, type) and issubclass(kind, PretrainingDataLoader):
+        return documents.loader(kind, n_blocks=count, **options | {"batch_size": min(count, options["batch_size"])})
     return kind([Source(dataset(pairs(count, seed)))], tokenize(max_length=max_length), **options)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dataloaders.base import DataLoader
@@ -19,7 +20,7 @@ from models.value_head import ValueHead
 from trainers import distributed
 from trainers.checkpointing import Checkpointing
 from trainers.finite import NonFiniteError, describe
-from trainers.loop import Loop
+from trainers.loop import Evaluation, Loop
 from trainers.metrics import Averages, Clock, MetricsLog, peak_memory_gb
 from trainers.optimization import clip_gradients
 from trainers.outputs import LossOutput, StepResult, Tensors
@@ -81,6 +82,7 @@ class BasicTrainer:
         self.loss_state: Tensors = {}  # what a loss remembers from step to step; see `remember`
         self.step_idx = 0
         self.examples = 0
+        self.evaluations: Sequence[Evaluation] = ()  # what else is looked at while it is trained; see `Loop`
         self.checkpoints = Checkpointing(folder if distributed.rank() == 0 else None, config)
         self.clock = Clock()
         if reference is None and any(need.model == "reference" for need in self.needs):
@@ -93,10 +95,10 @@ class BasicTrainer:
                 f"{type(self).__name__} couples examples of several roles, so its loss takes ..._logps, not "
                 "..._token_logps."
             )
-        self.value_head: ValueHead | None = None
+        self.value_head: nn.Module | None = None
         if any(need.kind == "token_values" for need in self.needs):
             size = policy.config.get_text_config().hidden_size
-            self.value_head = ValueHead(size, config.seed).to(policy.device)
+            self.value_head = self.make_value_head(size).to(policy.device)
         self.computer = StepComputer(
             self,
             policy,
@@ -137,6 +139,10 @@ class BasicTrainer:
         `loss` reads the state and never changes it, since it is also evaluated. The state is a dict of tensors, part of
         every checkpoint.
         """
+
+    def make_value_head(self, hidden_size: int) -> nn.Module:
+        """What predicts `..._token_values` from hidden states: (N, hidden_size) to (N,)."""
+        return ValueHead(hidden_size, self.config.seed)
 
     # What a family says ------------------------------------------------------------------------------------------
 

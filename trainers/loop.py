@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tqdm import tqdm
 
@@ -24,6 +24,16 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
+
+
+class Evaluation(Protocol):
+    """What else is looked at while a policy is trained: samples of it, its distance from another model."""
+
+    def due(self, before: int, now: int, last: bool) -> bool:
+        """Whether it is, once so many examples were seen, and was not yet at `before`."""
+
+    def run(self, trainer: BasicTrainer) -> None:
+        """Looks, and writes to the trainer's log; all processes call it. It leaves the random numbers as they were."""
 
 
 class Loop:
@@ -89,6 +99,9 @@ class Loop:
             evaluates = last or trainer.examples // every > before // every
             if evaluates:
                 metrics = trainer.evaluate_and_log()
+            for evaluation in trainer.evaluations:  # before the checkpoint, which says where the log ends
+                if evaluation.due(before, trainer.examples, last):
+                    evaluation.run(trainer)
             told = self._told(signals)
             best = evaluates and self._is_best(metrics)
             due = self.checkpoints.due(before, trainer.examples, evaluates)

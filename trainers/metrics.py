@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import re
 import resource
 import sys
 import time
@@ -23,6 +24,8 @@ from models.checkpoints import unwritten
 from trainers import distributed
 
 log = logging.getLogger(__name__)
+
+_SHOWN = re.compile(r"generation/[^/]+/(score|length)|KL/KL\(reference, model\)")
 
 
 class Averages:
@@ -140,17 +143,31 @@ class MetricsLog:
         if wandb_options is not None:
             self._wandb = check_wandb().init(dir=str(folder), **wandb_options)
 
-    def write(self, metrics: Mapping[str, float], examples: int, split: str) -> None:
-        """One record: to the file and wandb whole, to the console in short."""
+    def write(
+        self,
+        metrics: Mapping[str, float],
+        examples: int,
+        split: str,
+        tables: Mapping[str, tuple[Sequence[str], Sequence[Sequence[Any]]]] | None = None,
+    ) -> None:
+        """One record: to the file and wandb whole, to the console in short.
+
+        Args:
+            tables: for wandb alone, name -> (columns, rows).
+        """
         try:
             self._file.write((json.dumps({"split": split, **metrics}) + "\n").encode())
             self._file.flush()
         except OSError as error:
             raise unwritten(Path(self._file.name), error) from error
         if self._wandb is not None:
-            self._wandb.log(dict(metrics), step=examples)
+            drawn = {
+                name: check_wandb().Table(columns=list(columns), data=[list(row) for row in rows])
+                for name, (columns, rows) in (tables or {}).items()
+            }
+            self._wandb.log(dict(metrics) | drawn, step=examples)
         line = summary(metrics, examples, split)
-        if split == "eval":
+        if split != "train":
             self._show_held_back()
             tqdm.write(line, file=sys.stderr)
         elif time.monotonic() - self._last_line >= self._console_interval:
@@ -205,6 +222,8 @@ def summary(metrics: Mapping[str, float], examples: int, split: str) -> str:
     for name in ("accuracies", "unpaired_accuracies", "margins", "KL_estimate"):
         if (value := metrics.get(f"rewards_{split}/{name}")) is not None:
             shown.append(f"{name} {value:.3f}")
+    looked_at = (name for name in metrics if _SHOWN.fullmatch(name))
+    shown += [f"{name.removeprefix('generation/')} {metrics[name]:.4g}" for name in looked_at]
     for name, form in (("grad_norm", "{:.3g}"), ("examples_per_second", "{:.2f}"), ("tokens_per_second", "{:.0f}")):
         if name in metrics:
             shown.append(f"{name} {form.format(metrics[name])}")

@@ -59,6 +59,8 @@ class Naming:
         """What one response gives to a tensor: (), or (scored tokens,) where it is token by token."""
         if need.kind in ROW_KINDS:
             return logps["policy", role][index].new_tensor(getattr(rows[index], ROW_KINDS[need.kind]))
+        if need.kind == "token_scores":
+            return logps["policy", role][index].new_tensor(rows[index].token_scores)
         if need.kind == "token_advantages":
             return torch.full_like(logps["policy", role][index], rows[index].advantage)
         if need.kind == "lengths":

@@ -95,7 +95,7 @@ def rehearse(trainer: BasicTrainer, device: torch.device) -> None:
     trainer = copy.copy(trainer)
     trainer.loss_state = _State(trainer.loss_state, owner=type(trainer).__name__)
     rows = _rows()
-    with _generators_kept(device):
+    with generators_kept(device):
         try:
             stand_in = _StandIn(trainer, device)
             logps = stand_in.logps(rows)
@@ -206,13 +206,15 @@ def _rows() -> list[Row]:
         Row(
             prompt + number, {}, Example(f"made up {number}"), desirable=number not in (1, 3, 6),
             reward=float((-1) ** number * (1 + number / 8)), advantage=float((-1) ** number), group=number // 2,
+            token_scores=np.linspace(0, number / 8, TOKENS[number], dtype=np.float32),
         )
         for number in range(len(TOKENS))
     ]  # fmt: skip
 
 
 @contextmanager
-def _generators_kept(device: torch.device) -> Iterator[None]:
+def generators_kept(device: torch.device) -> Iterator[None]:
+    """Afterwards the random numbers of torch, numpy and Python go on as if nothing had happened inside."""
     states = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

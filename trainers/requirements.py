@@ -15,11 +15,13 @@ _NAMES = (
     re.compile(r"(?P<model>policy|reference)_(?P<role>\w+?)_(?P<kind>token_logps|shared_logps|logps)"),
     re.compile(r"(?P<model>policy)_(?P<role>\w+?)_(?P<kind>alignments)"),
     re.compile(r"(?P<model>policy)_(?P<role>\w+?)_(?P<kind>token_values)"),
-    re.compile(r"(?P<model>)(?P<role>\w+?)_(?P<kind>lengths|rewards|token_advantages|groups)"),
+    re.compile(r"(?P<model>)(?P<role>\w+?)_(?P<kind>lengths|rewards|token_advantages|token_scores|groups)"),
 )
 
 
-_TENSOR_LIKE = re.compile(r"policy|reference|logp|_(lengths?|rewards?|advantages?|groups?|values?|alignments?)$")
+_TENSOR_LIKE = re.compile(
+    r"policy|reference|logp|_(lengths?|rewards?|advantages?|scores?|groups?|values?|alignments?)$"
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Requirement:
             value head says before each scored token; `alignments` the mean over a response's scored tokens of
             log(p(token) / sum over the vocabulary of p squared), without a gradient; `lengths` the number of scored
             tokens of each response (at least 1); `rewards`, `groups` and (for each scored token) `token_advantages` are
-            what rows of a ScoredDataLoader say.
+            what rows of a ScoredDataLoader say, and `token_scores` what those of a pretraining DataLoader do.
     """
 
     parameter: str
@@ -87,7 +89,7 @@ def _no_tensor(loss: Callable, parameter: inspect.Parameter) -> str:
         f"{who} asks for {name!r}. A loss takes tensors named "
         "{policy|reference}_{role}_{logps|token_logps|shared_logps}, "
         "policy_{role}_{alignments|token_values} or "
-        "{role}_{lengths|rewards|token_advantages|groups}, such as policy_chosen_logps."
+        "{role}_{lengths|rewards|token_advantages|token_scores|groups}, such as policy_chosen_logps."
     )
 
 

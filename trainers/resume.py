@@ -128,6 +128,7 @@ def pack(trainer: BasicTrainer, optimizer: torch.optim.Optimizer, averages: Aver
         "metrics_bytes": 0 if log is None else log.bytes_on_disk(),
         "wandb": None if log is None else log.wandb_id,
         "data": data,
+        "loader": trainer.train_loader.state(trainer.step_idx),
         "config": OmegaConf.to_yaml(trainer.config, resolve=True),
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
@@ -155,6 +156,8 @@ def take_up(
     except (ValueError, KeyError) as error:
         raise ValueError(f"{folder / RESUME} holds the optimizer's state of another model ({error}).") from error
     trainer.step_idx, trainer.examples = state["step_idx"], state["examples"]
+    if state.get("loader") is not None:
+        trainer.train_loader.take_up(state["loader"])
     if resume.own:
         trainer.checkpoints.go_back(folder, state["examples"], state["best"], state["best_examples"])
     averages.load_state(state["averages"])

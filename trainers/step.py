@@ -80,7 +80,7 @@ class StepComputer:
     def evaluate(self, rows: Sequence[Row]) -> StepResult:
         """Loss and tensors of rows (this process's share), without gradients."""
         logps = self._referred(rows)
-        with self.clock.part("forward"), torch.no_grad(), self._in_its_precision():
+        with self.clock.part("forward"), torch.no_grad(), self.in_its_precision():
             logps |= self._policy(rows, [*self.trained_roles, *self._still_of("policy")])
             return self._result(rows, logps | self._with_all_processes(logps))
 
@@ -92,7 +92,7 @@ class StepComputer:
             ValueError: when a loss couples examples and does not say so.
         """
         logps = self._referred(rows)
-        with self._in_its_precision():
+        with self.in_its_precision():
             with self.clock.part("forward"):
                 logps |= self._policy(rows, self._still_of("policy"))
             result = self._coupled(rows, logps) if self.trainer.couples_examples else self._apart(rows, logps)
@@ -112,7 +112,8 @@ class StepComputer:
 
     # Log-probabilities ---------------------------------------------------------------------------------------------
 
-    def _in_its_precision(self) -> AbstractContextManager[None]:
+    def in_its_precision(self) -> AbstractContextManager[None]:
+        """Inside, the policy computes as it does in a step."""
         if self.shards is not None:
             return self.shards.gathered()
         return nullcontext() if self._copy is None else self._copy.installed()

@@ -45,7 +45,7 @@ def load_rows(
     """
     files = test_path if split == "test" and test_path else path
     if files:
-        return _without_markers(_local_rows([files] if isinstance(files, str) else list(files), name))
+        return _without_markers(local_rows(files, name))
     if hub is None:
         raise ValueError(f"Data set {name} has no source for its {split} split: give datasets.{name}.path=FILE.")
     rows = _hub_rows(
@@ -125,11 +125,20 @@ def _hub_rows(
     return ((f"{hub}[{split}]:{number}", row) for number, row in enumerate(rows, 1))
 
 
-def _local_rows(files: list[str], name: str) -> Iterator[Row]:
-    found = [_existing(file, name) for file in files]
+def local_rows(files: str | Sequence[str], name: str, lenient: bool = False) -> Iterator[Row]:
+    """Yields (location, row) for each row of local files, as they are read.
+
+    Args:
+        name: the data set's name, for error messages.
+        lenient: lets a text with half a surrogate pair through, which the caller then has to look at.
+
+    Raises:
+        ValueError: naming the file and line and the fix, for whatever cannot be read.
+    """
+    found = [_existing(file, name) for file in ([files] if isinstance(files, str) else files)]
     for file in found:
         number = 0
-        for number, row in enumerate(_file_rows(file), 1):  # noqa: B007
+        for number, row in enumerate(_file_rows(file, lenient), 1):  # noqa: B007
             yield row
         if not number:
             raise ValueError(f"{file}: the file has no rows; every line must be one JSON object.")
@@ -149,14 +158,14 @@ def _existing(file: str, name: str) -> Path:
     raise ValueError(f"Data set {name}: there is no file {file}.{hint}")
 
 
-def _file_rows(file: Path) -> Iterator[Row]:
+def _file_rows(file: Path, lenient: bool) -> Iterator[Row]:
     endings = [ending.lower() for ending in file.suffixes]
     packed = endings[-1:] == [".gz"]
     kind = (endings[:-1] if packed else endings)[-1:]
     if kind == [".parquet"] and not packed:
         return _parquet_rows(file)
     if kind in ([".jsonl"], [".json"], [".ndjson"]):
-        return _json_rows(file, packed)
+        return _json_rows(file, packed, lenient)
     raise ValueError(
         f"{file}: rows are read from .jsonl, .json (both also .gz) and .parquet files; convert or rename it."
     )
@@ -177,22 +186,22 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
         raise ValueError(f"{file}: not a readable Parquet file ({error}).") from error
 
 
-def _json_rows(file: Path, packed: bool) -> Iterator[Row]:
+def _json_rows(file: Path, packed: bool, lenient: bool) -> Iterator[Row]:
     number = 0
     try:
         with gzip.open(file) if packed else open(file, "rb") as lines:
             for number, line in enumerate(lines, 1):
                 text = _decoded(line, f"{file}:{number}", first=number == 1).strip()
                 if text.startswith("["):
-                    yield from _array_rows(file, number, text, lines)
+                    yield from _array_rows(file, number, text, lines, lenient)
                     return
                 if text:
-                    yield f"{file}:{number}", _parsed(text, f"{file}:{number}")
+                    yield f"{file}:{number}", _parsed(text, f"{file}:{number}", lenient)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{file}:{number + 1}: not a complete gzip file ({error}); copy or pack it again.") from error
 
 
-def _array_rows(file: Path, first: int, text: str, lines: Iterable[bytes]) -> Iterator[Row]:
+def _array_rows(file: Path, first: int, text: str, lines: Iterable[bytes], lenient: bool) -> Iterator[Row]:
     """The elements of a file that is one JSON array; their location is the element's number."""
     rest = [_decoded(line, f"{file}:{number}") for number, line in enumerate(lines, first + 1)]
     try:
@@ -202,7 +211,7 @@ def _array_rows(file: Path, first: int, text: str, lines: Iterable[bytes]) -> It
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}:{first}: not readable JSON ({error}); mend the line.") from None
     for number, element in enumerate(elements, 1):
-        yield f"{file}:{number}", _checked(element, f"{file}:{number}")
+        yield f"{file}:{number}", _checked(element, f"{file}:{number}", lenient)
 
 
 def _decoded(line: bytes, where: str, first: bool = False) -> str:
@@ -212,7 +221,7 @@ def _decoded(line: bytes, where: str, first: bool = False) -> str:
         raise ValueError(f"{where}: not UTF-8 (byte {error.start + 1} of the line); save the file as UTF-8.") from None
 
 
-def _parsed(text: str, where: str) -> dict[str, Any]:
+def _parsed(text: str, where: str, lenient: bool) -> dict[str, Any]:
     try:
         row = json.loads(text)
     except json.JSONDecodeError as error:
@@ -221,12 +230,14 @@ def _parsed(text: str, where: str) -> dict[str, Any]:
         ) from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets in brackets
         raise ValueError(f"{where}: not readable JSON ({error}); mend the line.") from None
-    return _checked(row, where)
+    return _checked(row, where, lenient)
 
 
-def _checked(row: Any, where: str) -> dict[str, Any]:
+def _checked(row: Any, where: str, lenient: bool) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise ValueError(f'{where}: a row must be a JSON object such as {{"prompt": "..."}}, not {describe(row)}.')
+    if lenient:
+        return row
     try:
         # An escape such as \ud83d alone is half a character: it would fail only later, in the tokenizer.
         json.dumps(row, ensure_ascii=False).encode("utf-8")

@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedModel,
     StoppingCriteria,
     StoppingCriteriaList,
+    TopKLogitsWarper,
 )
 
 _GREEDY = {"do_sample": False}
@@ -94,6 +95,9 @@ class HFGenerator:
         max_length: tokens of prompt and completion together.
         max_new_tokens: tokens of a completion; None: as many as max_length leaves.
         batch_size: prompts generated at once; with the seed, it decides which random numbers a prompt gets.
+        top_k: so many of the likeliest tokens are sampled from, before top_p; 0: all.
+        min_new_tokens: a completion is not ended before it has so many.
+        banned_ids: tokens that are never taken.
     """
 
     def __init__(
@@ -108,6 +112,9 @@ class HFGenerator:
         max_new_tokens: int | None = None,
         batch_size: int = 32,
         seed: int = 0,
+        top_k: int = 0,
+        min_new_tokens: int = 0,
+        banned_ids: Collection[int] = (),
     ):
         self.model = model
         self.stop_ids = sorted(stop_ids)
@@ -116,11 +123,17 @@ class HFGenerator:
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
         self.seed = seed
-        self._shaping = [Nucleus(temperature, top_p)] if temperature > 0 else []
-        self._settings = {
+        self._shaping: list[LogitsProcessor] = [Nucleus(temperature, top_p)] if temperature > 0 else []
+        if temperature > 0 and top_k:
+            self._shaping.insert(0, TopKLogitsWarper(top_k))
+        self._settings: dict[str, object] = {
             **({"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0} if temperature > 0 else _GREEDY),
             "eos_token_id": self.stop_ids, "pad_token_id": pad_id, "use_cache": True,
         }  # fmt: skip
+        if banned_ids:
+            self._settings["suppress_tokens"] = sorted(banned_ids)
+        if min_new_tokens:
+            self._settings["min_new_tokens"] = min_new_tokens
 
     def room(self, prompt: np.ndarray) -> int:
         """How many tokens a completion of this prompt may have."""

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 FILES = sorted(file for file in CONFIG.rglob("*.yaml") if "hydra" not in file.parts)  # not keys of Hydra's
 LOSSES = sorted(file.stem for file in (CONFIG / "loss").glob("*.yaml"))
 MODELS = sorted(file.stem for file in (CONFIG / "model").glob("*.yaml") if file.stem != "base_model")
+SCORERS = sorted(file.stem for file in (CONFIG / "scorer").glob("*.yaml"))
 DATASETS = sorted(file.stem for file in (CONFIG / "datasets").glob("*.yaml"))
 
 
@@ -26,7 +27,8 @@ def keys_of(file: Path) -> dict[str, object]:
     content.pop("defaults", None)
     content.pop("hydra", None)
     section = {"datasets": f"datasets.{file.stem}."}.get(file.parent.name, f"{file.parent.name}.")
-    return flatten(content, "" if file.parent == CONFIG else section)
+    whole = file.parent == CONFIG or file.read_text().startswith("# @package _global_\n")
+    return flatten(content, "" if whole else section)
 
 
 ALL_KEYS = {key: value for file in FILES for key, value in keys_of(file).items()}
@@ -58,8 +60,8 @@ def test_every_data_set_composes(tmp_path):
 
 def test_a_file_and_its_name_agree():
     """Prevents a saved config whose choices cannot be found again: eval.py looks them up by their names."""
-    for group in ("loss", "model"):
-        for name in {"loss": LOSSES, "model": MODELS}[group]:
+    for group, names in {"loss": LOSSES, "model": MODELS, "scorer": SCORERS}.items():
+        for name in names:
             assert OmegaConf.load(CONFIG / group / f"{name}.yaml").name == name
 
 
@@ -79,7 +81,7 @@ def test_every_key_has_a_comment(file):
         in_shape = bool(match[1]) and file.parent.name == "model"  # facts of a model; models/shapes.py explains them
         if not in_shape and f"model.{match[2]}" not in explained:
             assert re.search(r"\s# \S", line), f"{file.name}: {match[2]} has no comment"
-    assert count
+    assert count or file == CONFIG / "task" / "none.yaml"
 
 
 def test_every_null_has_a_type():
@@ -94,7 +96,7 @@ def test_every_null_has_a_type():
 def test_every_key_is_read():
     """Prevents dead keys: each one's name stands in the code that uses it, not only where configs are checked."""
     checking = {"check.py", "keys.py", "run_folder.py", "saved_config.py", "composer.py"}
-    folders = ("launch", "trainers", "dataloaders", "models")
+    folders = ("launch", "trainers", "dataloaders", "models", "scorers")
     files = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
     text = "\n".join(file.read_text() for file in files if file.parent.name != "launch" or file.name not in checking)
     leaves = {key.rpartition(".")[2] for key in ALL_KEYS}

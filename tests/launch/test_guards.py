@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from dataloaders.paired import PairedPreferenceDataLoader
-from launch import build, train
+from launch import build, model_checks, train
 from launch.compose import compose
 from launch.run_folder import claim, finish, release
 from tests import tiny
@@ -164,10 +164,10 @@ def test_rotary_positions_that_depend_on_neighbours_are_refused(settings, limit)
     """Prevents values that depend on the longest sequence of a pass, and so on packs, of tree rows and padded ones."""
     inner = SimpleNamespace(rope_parameters=settings, max_position_embeddings=64)
     model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: inner))
-    train.check_rope(model, limit or 10**6)
+    model_checks.check_rope(model, limit or 10**6)
     if limit is not None:
         with pytest.raises(ValueError, match=f"set model.max_length={limit}"):
-            train.check_rope(model, limit + 1)
+            model_checks.check_rope(model, limit + 1)
 
 
 def test_rows_longer_than_the_budget_are_told(caplog):

@@ -26,7 +26,7 @@ def test_inspect_escapes_control_characters():
         desirable=True,
         weight=1.0,
     )
-    loader = SimpleNamespace(fixed_rows=lambda count: [row])
+    loader = SimpleNamespace(fixed_rows=lambda count: [row], most_shown=None)
     account = {f"name {EVIL}": {"train": COUNTS}}
     printed = report(loader, account, _Tokenizer())
     for text in (printed, account_table(account)):

@@ -112,3 +112,21 @@ def test_processes_share_the_batches(parts: int):
     for index, completion in enumerate(whole):
         (found,) = [share[index] for share in shares if share[index] is not None]
         assert found.ids.tolist() == completion.ids.tolist()
+
+
+def test_banned_tokens_top_k_and_a_least_length():
+    """Prevents a control token in a sample, a top-k without effect, and samples that end before they may."""
+    model = tiny.tiny_model()
+    free = [c.ids for c in generator(model, temperature=1.0, stop_ids={-1}).generate(PROMPTS)]
+    banned = sorted({int(token) for ids in free for token in ids[:4]})
+    shut = generator(model, temperature=1.0, stop_ids={-1}, banned_ids=banned).generate(PROMPTS)
+    assert not {int(token) for c in shut for token in c.ids} & set(banned)
+    first = [int(ids[0]) for ids in free]
+    greedy = generator(model, temperature=0, stop_ids={-1}, banned_ids=first).generate(PROMPTS[:1])
+    assert not set(greedy[0].ids.tolist()) & set(first), "also where the likeliest token is taken"
+    only = generator(model, temperature=5.0, top_k=1, stop_ids={-1}).generate(PROMPTS)
+    assert [c.ids.tolist() for c in only] == [plain_greedy(model, prompt, 8) for prompt in PROMPTS]
+    stop = int(only[0].ids[1])
+    early = generator(model, temperature=0, stop_ids={stop}).generate(PROMPTS[:1])[0]
+    late = generator(model, temperature=0, stop_ids={stop}, min_new_tokens=4).generate(PROMPTS[:1])[0]
+    assert len(early.ids) < 2 and len(late.ids) >= 4

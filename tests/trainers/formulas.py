@@ -333,3 +333,33 @@ def rrhf(responses, lengths, rewards, groups, *, rank_weight, length_penalty, sf
         imitation = chosen_nll(responses[i], lengths[i], nll_reduction=sft_reduction) if best else ZERO
         losses.append((rank_weight * ranking + imitation) * len(groups) / len(set(groups)))
     return losses
+
+
+# Documents: one token at a time; `s` is the score of its segment.
+
+
+def mle(logp):
+    """2302.08582, equation 1."""
+    return -real(logp)
+
+
+filtering = conditional = mle
+
+
+def unlikelihood(logp, s, *, mode, threshold, alpha):
+    """2302.08582, section 2, after 1908.04319, equation 4; 1 - p is at least 1e-20."""
+    good = (ONE if real(s) <= threshold else ZERO) if mode == "threshold" else ONE - real(s)
+    complement = max(ONE - exp(real(logp)), real("1e-20"))
+    return -good * real(logp) - real(alpha) * (ONE - good) * log(complement)
+
+
+def rwr(logp, s, *, beta, weight_max):
+    """2302.08582, section 2: exponential weights of rewards -s."""
+    return -min(exp(-real(s) / real(beta)), real(weight_max)) * real(logp)
+
+
+def awr(logp, value, s, *, alpha, beta, weight_max):
+    """2302.08582, section 2, after 1910.00177, equation 5."""
+    advantage = -real(s) - real(value)
+    weight = min(exp(advantage / real(beta)), real(weight_max))
+    return -real(alpha) * weight * real(logp) + (ONE - real(alpha)) * advantage**2

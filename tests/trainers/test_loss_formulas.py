@@ -25,6 +25,7 @@ from trainers.losses.lengths import ld_dpo, r_dpo, sigmoid_norm
 from trainers.losses.one_sided import apo_down, apo_zero, bco_pair, chosen_nll, dpop, nca_pair, sppo_hard
 from trainers.losses.paired import cdpo, discopop, dpo, exo_pair, f_dpo, hinge, ipo, robust, wpo
 from trainers.losses.policy_gradient import grpo, ppo
+from trainers.losses.pretraining import awr, conditional, filtering, mle, rwr, unlikelihood
 from trainers.losses.ranked import rrhf
 from trainers.losses.reference_free import cpo, orpo, simpo, slic
 from trainers.losses.sft import csft, sft
@@ -200,6 +201,26 @@ TABLE = {
     "csft": Loss(csft, [Hand(([-3.0],), {}, [3.0])], ()),
     # q = 2, 1/2 and 2, all outside of 0.8 to 1.2, A = 1, 1, -1: -min(2, 1.2), -min(0.5, 0.8), -min(-2, -1.2).
     # k3: 1/2 - 1 + log 2 = 0.1931472 where q = 2, and 2 - 1 - log 2 = 0.3068528 where q = 1/2; beta 0.1
+    "mle": Loss(mle, [Hand(([-1.5, -0.25],), {}, [1.5, 0.25])], ()),
+    "filtering": Loss(filtering, [Hand(([-1.5, -0.25],), {}, [1.5, 0.25])], ()),
+    "conditional": Loss(conditional, [Hand(([-1.5, -0.25],), {}, [1.5, 0.25])], ()),
+    # p = 1/4: log p = -1.3862944, log(1 - p) = -0.2876821. Threshold 0: the token of score 0 is good, that of 0.2 is
+    # bad: 1.3862944 and 0.5 * 0.2876821 = 0.1438410. Soft: m = 0.8: 0.8 * 1.3862944 + 0.5 * 0.2 * 0.2876821 = 1.1378037
+    "unlikelihood": Loss(unlikelihood, [
+        Hand(([-math.log(4)] * 2, [0.0, 0.2]), {"mode": "threshold", "threshold": 0.0, "alpha": 0.5},
+            [1.3862944, 0.1438410]),
+        Hand(([-math.log(4)] * 2, [0.0, 0.2]), {"mode": "soft", "threshold": None, "alpha": 0.5},
+            [1.3862944, 1.1378037]),
+    ], ({"mode": "soft", "threshold": None}, {"threshold": 0.0, "alpha": 0.01})),
+    # exp(-0.2 / 0.1) = 0.1353353, times 2; exp(3 / 1) = 20.0855369, held at 10, times 0.5
+    "rwr": Loss(rwr, [
+        Hand(([-2.0], [0.2]), {"beta": 0.1, "weight_max": 1000.0}, [0.2706706]),
+        Hand(([-0.5], [-3.0]), {"beta": 1.0, "weight_max": 10.0}, [5.0]),
+    ], ({"beta": 0.05}, {"beta": 10.0, "weight_max": 0.9})),
+    # R = -0.2, V = -0.5, A = 0.3: exp(0.3 / 0.1) = 20.0855369; 0.25 * 20.0855369 * 2 + 0.75 * 0.09 = 10.1102685
+    "awr": Loss(awr, [
+        Hand(([-2.0], [-0.5], [0.2]), {"alpha": 0.25, "beta": 0.1, "weight_max": 1000.0}, [10.1102685]),
+    ], ({"alpha": 0.05}, {"beta": 0.1, "weight_max": 2.0})),
     "grpo": Loss(grpo, [
         Hand(([-1.0, -1.0 - LOG_2, -1.0], [-1.0 - LOG_2, -1.0, -1.0 - LOG_2], [1.0, 1.0, -1.0]),
              {"beta": 0.1, "epsilon": 0.2}, [-1.1806853, -0.4693147, 2.0193147]),
@@ -236,6 +257,7 @@ GRID = st.integers(-320, -1).map(lambda n: n / 16)
 OTHER_DRAWS = {
     "shift": st.floats(-3, 3), "target_groups": st.just([2.0, 2.0, 2.0, 1.0, 1.0, 4.0]),
     "target_rewards": st.lists(st.sampled_from([-1.0, 0.0, 0.5]), min_size=6, max_size=6),
+    "target_token_scores": st.lists(st.integers(0, 16).map(lambda n: n / 16), min_size=6, max_size=6),
     **dict.fromkeys(
         ("policy_target_token_values", "target_token_advantages"),
         st.lists(st.integers(-32, 32).map(lambda n: n / 16), min_size=6, max_size=6),
@@ -261,6 +283,8 @@ def hyperparameters(name: str, loss: Loss, number: int) -> dict[str, Any]:
     if loss is CHOSEN_NLL:
         return loss.hand[number].hyperparameters
     own = {key: config_of(name)[key] for key in parameters(loss.function, inspect.Parameter.KEYWORD_ONLY)}
+    if "threshold" in own:  # the YAML leaves it to the scores
+        own["threshold"] = 0.5
     return {**own, **({} if number == 0 else loss.others[number - 1])}
 
 
@@ -308,7 +332,9 @@ def test_the_table_is_complete():
     for found in pkgutil.iter_modules(trainers.losses.__path__, "trainers.losses."):
         own = [one for one in vars(importlib.import_module(found.name)).values() if inspect.isfunction(one)]
         pure |= {one.__name__ for one in own if one.__module__ == found.name and one.__name__[0] != "_"}
-    assert pure - {"ratios", "with_rewards"} == {loss.function.__name__ for _, loss, _ in SETTINGS}
+    assert pure - {"ratios", "with_rewards", "goodness", "exponential_weights"} == {
+        loss.function.__name__ for _, loss, _ in SETTINGS
+    }
     assert not pure & {name.replace("-", "_") for name in NOT_COVERED}
 
 

@@ -301,7 +301,8 @@ SLOPES = {
     "policy_target": [-0.1, -2.0, -7.0], "reference_target": [-0.8, -1.9, -6.0], "shift": 0.3,
     "chosen_lengths": [3.0, 5.0, 2.0], "rejected_lengths": [4.0, 1.0, 6.0], "target_lengths": [1.0, 4.0, 3.0],
     "target_rewards": [0.0, 2.0, 1.0], "target_groups": [1.0, 1.0, 1.0], "target_token_advantages": [1.0, -1.0, 0.5],
-    "policy_target_token_values": [0.2, -0.1, 0.4], "policy_chosen_alignments": [-0.4, -0.2, 0.1],
+    "target_token_scores": [0.1, 0.7, 0.9], "policy_target_token_values": [0.2, -0.1, 0.4],
+    "policy_chosen_alignments": [-0.4, -0.2, 0.1],
     "policy_rejected_alignments": [-0.3, 0.0, -0.6],
 }  # fmt: skip
 """Both sides of every kink, and none of them near: r is 0.5, -0.8, -1.2 of chosen and -0.7, 1, 0.7 of rejected ones, m

@@ -134,10 +134,47 @@ SERVED = {
 }
 
 
+DOCUMENTS = ("toxicity_pile", "pii_pile", "pep8_codeparrot")
+"""They stream, and are no prompts and responses: see `test_documents_stream_from_the_hub`."""
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_documents_stream_from_the_hub(name, monkeypatch):
+    """Prevents documents that are all fetched before the first step, shards out of order, a hub that nobody asks."""
+    import datasets
+    from omegaconf import OmegaConf
+
+    from launch.compose import compose
+    from launch.pretraining import build_corpora
+
+    asked, read = [], []
+
+    def serve(repository: str, **options):
+        asked.append((repository, options))
+
+        def rows():
+            for number in range(3):
+                read.append(f"{repository} {number}")
+                yield {"texts": [f"{repository} {number}. ", "More."], "scores": [0.5, 0.0], "avg_score": 0.25}
+
+        return rows()
+
+    monkeypatch.setattr(datasets, "load_dataset", serve)
+    (corpus,) = build_corpora(compose([f"datasets=[{name}]", "loss=mle"]), "train")
+    shards = list(OmegaConf.load(DATA.parent / "config" / "datasets" / f"{name}.yaml").hub)
+    documents = corpus.documents(scored=True)
+    first = next(documents)
+    assert first.text.startswith(f"{shards[0]} ") and len(read) <= 3
+    rest = [one.text.split(" ")[0] for one in documents]
+    assert [shard for shard, _ in asked] == shards
+    assert list(dict.fromkeys([first.text.split(" ")[0], *rest])) == shards
+    assert all(options == {"split": "train", "revision": None, "streaming": True} for _, options in asked)
+
+
 def test_every_hub_data_set_is_tested_here():
     """Prevents a data set whose hub path no test goes."""
     names = {file.stem for file in (DATA.parent / "config" / "datasets").glob("*.yaml")}
-    assert set(SERVED) == names - {"local", "everyday"}
+    assert set(SERVED) == names - {"local", "everyday", *DOCUMENTS}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,267 @@
+"""Documents as tokens and blocks: which score a token has, where control tokens stand, what is not used and why."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dataloaders.corpus import Corpus
+from dataloaders.document_stream import Sharing
+from dataloaders.document_tokens import Control, DocumentTokenizer
+from dataloaders.pretraining import (
+    ConditionalPretrainingDataLoader,
+    FilteredPretrainingDataLoader,
+    PretrainingDataLoader,
+    ScoredPretrainingDataLoader,
+    UnlikelihoodDataLoader,
+)
+from models.byte_tokenizer import byte_tokenizer
+from tests import documents
+
+LOADERS = (
+    PretrainingDataLoader, FilteredPretrainingDataLoader, ScoredPretrainingDataLoader, ConditionalPretrainingDataLoader,
+)  # fmt: skip
+
+
+def write(path: Path, *rows: dict) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def corpus(path: Path, **options) -> Corpus:
+    return Corpus("made", "train", path=str(path), test_fraction=1e-9, **options)
+
+
+def only(path: Path, *rows: dict):
+    (document,) = corpus(write(path / "rows.jsonl", *rows)).documents()
+    return document
+
+
+def test_a_token_has_the_score_of_its_last_character(tmp_path):
+    """Prevents the original's tokenization by segments, in which the space between two sentences is a token alone."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    space = "Ġ"
+    merges = [("A", "b"), (space, "C"), (f"{space}C", "d")]
+    tokens = ["<|end|>", *alphabet, "Ab", f"{space}C", f"{space}Cd"]
+    model = models.BPE(vocab={token: number for number, token in enumerate(tokens)}, merges=merges)
+    backend = Tokenizer(model)
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>")
+    document = only(tmp_path, {"text": "Ab. Cd", "segments": [[0, 4], [4, 6]], "scores": [0.0, 1.0]})
+    (made,) = DocumentTokenizer(tokenizer)([document])
+    assert tokenizer.convert_ids_to_tokens(made.ids) == ["<|end|>", "Ab", ".", f"{space}Cd"]
+    assert made.scores.tolist() == [0, 0, 0, 1]
+    (made,) = DocumentTokenizer(tokenizer, Control(7, 8, 0.5, 0.0, False, seed=1))([document])
+    assert made.ids[[0, 1, 4]].tolist() == [0, 7, 8]
+    assert tokenizer.decode(np.delete(made.ids, [0, 1, 4])) == document.text
+    assert made.scores.tolist() == [0, 0, 0, 0, 1, 1]
+    assert made.learned.tolist() == [True, False, True, True, False, True]
+
+
+def test_control_tokens_are_dropped_by_seed_epoch_and_document(tmp_path):
+    """Prevents control tokens that depend on who asks: a share is dropped, others in each epoch, the same ones anew."""
+    row = {"text": "x\n" * 400, "segments": [[2 * n, 2 * n + 2] for n in range(400)], "scores": [0.0, 1.0] * 200}
+    document = only(tmp_path, row)
+
+    def dropped(epoch: int, seed: int = 1) -> set[int]:
+        control = Control(0, 2, 0.5, 0.25, True, seed)
+        ids = DocumentTokenizer(byte_tokenizer(), control)([document], epoch)[0].ids
+        after = np.flatnonzero(np.isin(ids[1:], [0, 2]))
+        return set(range(400)) - {int(place - number) // 2 for number, place in enumerate(after)}
+
+    assert 70 < len(dropped(0)) < 130
+    assert dropped(0) == dropped(0)
+    assert len({frozenset(one) for one in (dropped(0), dropped(1), dropped(0, seed=2))}) == 3
+
+
+def test_the_text_of_a_special_token_is_text(tmp_path):
+    """Prevents a document that forges its end, or a control token, by writing it out."""
+    document = only(tmp_path, {"text": "a<|im_end|>b<|endoftext|>"})
+    tokenizer = byte_tokenizer()
+    (made,) = DocumentTokenizer(tokenizer)([document])
+    assert not np.isin(made.ids[1:], tokenizer.all_special_ids).any()
+    assert tokenizer.decode(made.ids[1:]) == document.text
+
+
+BAD_ROWS = {
+    "empty document": {"text": " \n", "scores": [0.0]},
+    "a NUL byte": {"text": "a\0b", "scores": [0.0]},
+    "half a surrogate pair": {"text": "a\ud83d", "scores": [0.0]},
+    "longer than 8,000,000 characters": {"text": "a" * 8_000_001, "scores": [0.0]},
+    "segments do not cover the text": {"text": "abcd", "segments": [[0, 1], [2, 4]], "scores": [0.0, 0.0]},
+    "a segment without a score": {"text": "abcd", "segments": [[0, 1], [1, 4]], "scores": [0.0, None]},
+    "a score that is not finite": {"text": "abcd", "scores": [float("nan")]},
+    "not one score for each segment": {"text": "abcd", "segments": [[0, 4]], "scores": [0.0, 1.0]},
+    "no scores": {"text": "abcd"},
+    "flawed, by its scorer: unparsable": {"text": "abcd", "scores": [0.0], "flaw": "unparsable"},
+}
+
+
+def test_what_cannot_be_used_is_counted(tmp_path):
+    """Prevents a document that is dropped without a word, or whose missing score is a 0."""
+    good = {"text": "fine", "scores": [0.25]}
+    made = corpus(write(tmp_path / "rows.jsonl", good, *BAD_ROWS.values(), good | {"text": "good"}))
+    used = list(made.documents(scored=True, count=True))
+    assert [document.text for document in used] == ["fine", "good"] and used[1].number == 11
+    assert made.dropped == dict.fromkeys(BAD_ROWS, 1) and made.rows == 12
+    assert made.account()["used"] == 2
+    assert [document.text for document in made.documents()] == ["fine", "abcd", "good"], "mle needs no scores"
+
+
+def test_a_row_that_is_no_document_is_an_error(tmp_path):
+    """Prevents a file of something else that is dropped row by row."""
+    with pytest.raises(ValueError, match=r"rows.jsonl:1: no document: .* this one has 'prompt'"):
+        list(corpus(write(tmp_path / "rows.jsonl", {"prompt": "a"})).documents())
+
+
+def test_rows_of_the_original_are_read(tmp_path):
+    """Prevents that the paper's own data sets need a conversion: segments are the texts."""
+    document = only(tmp_path, {"texts": ["One. ", "Two."], "scores": [0.5, 0.1], "avg_score": 0.3})
+    assert (document.text, document.ends.tolist(), document.scores.tolist()) == ("One. Two.", [5, 9], [0.5, 0.1])
+    assert document.score == 0.3
+
+
+def test_a_source_is_on_one_side(tmp_path):
+    """Prevents a held-out text whose file was trained on: documents of one source fall on one side, and all on one."""
+    path = documents.write(tmp_path / "corpus.jsonl", 200)
+    sides = [
+        {document.text for document in Corpus("made", split, path=str(path), test_fraction=0.3).documents()}
+        for split in ("train", "test")
+    ]
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert sum(map(len, sides)) == len({row["text"] for row in rows}) and min(map(len, sides)) > 20
+    for row, following in zip(rows[::2], rows[1::2], strict=True):
+        assert (row["text"] in sides[0]) == (following["text"] in sides[0])
+
+
+def blocks(loader: PretrainingDataLoader, steps: int = 0) -> list[list[int]]:
+    return [row.responses["target"].ids.tolist() for rows in loader.after(steps) for row in rows]
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_blocks_hold_the_documents_end_to_end(kind):
+    """Prevents tokens that are lost, doubled or cut out between documents, blocks, chunks and passes."""
+    loader = documents.loader(kind, shuffle=False, n_blocks=60)
+    stream = list(itertools.chain(*blocks(loader)))
+    tokenize = DocumentTokenizer(byte_tokenizer(), loader.control())
+    wanted: list[int] = []
+    epoch = 0
+    while len(wanted) < len(stream):
+        kept = [document for document in documents.corpus().documents() if loader.keeps(document)]
+        for tokens in tokenize(kept, epoch):
+            wanted += tokens.ids.tolist()
+        epoch += 1
+    assert stream == wanted[: len(stream)] and epoch > 1
+    assert len(stream) == 60 * 48
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_a_stream_is_taken_up(kind):
+    """Prevents another order after a resume, from a state or from nothing, at any step."""
+    whole_loader = documents.loader(kind)
+    whole = blocks(whole_loader)
+    assert whole != blocks(documents.loader(kind, seed=1)) and len({str(block) for block in whole}) > 15
+    for steps in range(7):
+        loader = documents.loader(kind)
+        it = loader.after(0)
+        for _ in range(steps):
+            next(it)
+        state = loader.state(steps)
+        taken = documents.loader(kind)
+        taken.take_up(state)
+        assert blocks(taken, steps) == whole[4 * steps :]
+        assert blocks(documents.loader(kind), steps) == whole[4 * steps :]
+        assert taken.account == whole_loader.account
+
+
+def test_processes_tokenize_together():
+    """Prevents streams that differ between processes: each tokenizes a part, and all have the whole."""
+    alone = blocks(documents.loader(ConditionalPretrainingDataLoader))
+    parts: dict[int, list] = {}
+
+    def gather_as(rank: int):
+        def gather(own):
+            parts[rank] = own
+            return [own if one == rank else parts[one] for one in range(2)]
+
+        return gather
+
+    tokenize = DocumentTokenizer(byte_tokenizer(), documents.loader(ConditionalPretrainingDataLoader).control())
+    kept = list(documents.corpus().documents())
+    parts[1] = tokenize(kept[1::2], 0)
+    loader = documents.loader(ConditionalPretrainingDataLoader, n_blocks=12, sharing=Sharing(0, 2, gather_as(0)))
+    first_pass = min(len(alone), sum(len(one.ids) for one in tokenize(kept, 0)) // 48 // 6 * 6)
+    assert blocks(loader)[:12] == alone[: min(12, first_pass)]
+
+
+def test_filtering_and_passes_are_said(tmp_path):
+    """Prevents epochs over filtered data that nobody hears of."""
+    loader = documents.loader(FilteredPretrainingDataLoader, n_blocks=120)
+    blocks(loader)
+    account = loader.account["made"]
+    kept = [one for one in documents.corpus().documents() if one.score <= 0.4]
+    assert account["used"] == len(kept) < account["rows"]
+    assert account["dropped"] == {"score above the threshold": account["rows"] - len(kept)}
+    unique = sum(len(tokens.ids) for tokens in DocumentTokenizer(byte_tokenizer())(kept))
+    assert f"{120 * 48 / unique:.2f} passes over the {unique:,}" in loader.passes()
+
+
+def test_an_epoch_is_counted():
+    """Prevents a length that is a guess: without n_blocks all documents are tokenized once, and counted once."""
+    loader = documents.loader(PretrainingDataLoader, n_blocks=None, n_epochs=2)
+    tokens = sum(len(one.ids) for one in DocumentTokenizer(byte_tokenizer())(list(documents.corpus().documents())))
+    assert sum(loader.sizes()) == tokens * 2 // 48 // 4 * 4
+    blocks(loader)
+    assert loader.account["made"]["rows"] == len(list(documents.corpus().documents()))
+
+
+def test_what_another_run_has_seen_is_passed_over():
+    """Prevents a finetuning that begins with the documents of the pretraining before it; the next pass has them."""
+    documents_ = list(documents.corpus().documents())
+    tokens = DocumentTokenizer(byte_tokenizer())(documents_)
+    seen = len(tokens[0].ids) + len(tokens[1].ids) // 2
+    loader = documents.loader(PretrainingDataLoader, skip_tokens=seen, shuffle=False, n_blocks=120)
+    stream = list(itertools.chain(*blocks(loader)))
+    rest = list(itertools.chain(*(one.ids.tolist() for one in tokens[2:])))
+    assert stream[: len(rest) + 40] == rest + tokens[0].ids.tolist()[:40]
+    assert "passes over" in loader.passes()
+    end = sum(len(one.ids) for one in tokens)
+    first = blocks(documents.loader(PretrainingDataLoader, skip_tokens=end, shuffle=False))[0]
+    assert first[:40] == tokens[0].ids.tolist()[:40]
+    with pytest.raises(ValueError, match=r"task.tokens_already_seen=1,000,000, and the documents have"):
+        documents.loader(PretrainingDataLoader, skip_tokens=10**6)
+
+
+@pytest.mark.parametrize(("kind", "options", "message"), [
+    (FilteredPretrainingDataLoader, {"threshold": 1.5}, r"threshold=1.5 leaves all of the first \d+ documents on one"),
+    (ConditionalPretrainingDataLoader, {"threshold": -1.0}, "scores lie between 0 and 1"),
+    (UnlikelihoodDataLoader, {"threshold": 1.0}, "leaves all of the first"),
+    (PretrainingDataLoader, {"batch_size": 30}, "24 blocks of model.max_length=48 tokens are fewer than one step"),
+])  # fmt: skip
+def test_settings_that_do_not_fit_the_documents(kind, options: dict, message: str):
+    """Prevents a training that tells nothing apart, or makes no step."""
+    with pytest.raises(ValueError, match=message):
+        documents.loader(kind, **options)
+
+
+def test_soft_scores_are_shares(tmp_path):
+    """Prevents a negative weight: in soft mode every score is between 0 and 1, those of later documents too."""
+    path = write(tmp_path / "rows.jsonl", *[{"text": f"doc {n}", "scores": [n / 10]} for n in range(20)])
+    with pytest.raises(
+        ValueError, match=r"loss.mode=soft takes scores between 0 and 1, and document 10 has one of 1.1"
+    ):
+        blocks(documents.loader(UnlikelihoodDataLoader, path=path, mode="soft", threshold=None))
+
+
+def test_documents_without_scores_are_refused(tmp_path):
+    """Prevents a run on nothing: the loss needs scores and no document has any."""
+    path = write(tmp_path / "rows.jsonl", *[{"text": f"doc {n}"} for n in range(20)])
+    with pytest.raises(ValueError, match=r"no train document can be used .* no scores"):
+        documents.loader(ScoredPretrainingDataLoader, path=path)

@@ -1,0 +1,270 @@
+"""Samples of a policy while it is trained and after: drawn, scored, measured, saved and logged.
+
+Where the numbers go has the names of Pretraining with Human Preferences (arXiv 2302.08582):
+`generation/{scenario}/score`, `score_max@25`, `num_hits`, `length`, `distinct-1-grams`, ... and `{name}_low`,
+`{name}_high` for the ends of 95 % intervals.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.generation.scenarios import Drawing, Drawn, Scenario
+from models.sharding import shards_of
+from scorers.estimates import Estimate, expected_maximum_estimate, mean_estimate, share_estimate
+from scorers.scorer import Sample, Scorer
+from scorers.text_metrics import text_metric
+from trainers import distributed
+from trainers.rehearsal import generators_kept
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from trainers.basic import BasicTrainer
+
+log = logging.getLogger(__name__)
+
+TABLE_ROWS = 512
+"""Of the samples in a wandb table; the file has all."""
+MAXIMUM_OF = 25
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A sample with its score; None where it has none."""
+
+    drawn: Drawn
+    score: float | None
+
+
+@dataclass(frozen=True)
+class ScenarioResult:
+    """A scenario's samples and what was measured of them.
+
+    Attributes:
+        estimates: by their logged names.
+        unscored: samples that the scorer could not score; they are in no figure of the score.
+        missing: why a figure is not there, by its name.
+    """
+
+    scenario: Scenario
+    samples: list[Scored]
+    estimates: dict[str, Estimate]
+    unscored: int
+    missing: dict[str, str]
+    seconds: float
+
+    def record(self) -> dict[str, float]:
+        """Its numbers as they are logged."""
+        found: dict[str, float] = {}
+        for name, estimate in self.estimates.items():
+            found[name] = estimate.mean
+            if estimate.low is not None and estimate.high is not None:
+                found |= {f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+        scores = [sample.score for sample in self.samples if sample.score is not None]
+        if scores:
+            found["score_max"] = max(scores)
+        found |= {"samples": len(self.samples), "samples_per_second": len(self.samples) / max(self.seconds, 1e-9)}
+        if self.scored_at_all:
+            found["unscored"] = self.unscored
+        return {f"generation/{self.scenario.name}/{name}": value for name, value in found.items()}
+
+    @property
+    def scored_at_all(self) -> bool:
+        """Whether there was a scorer."""
+        return bool(self.unscored) or any(sample.score is not None for sample in self.samples)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The scenarios of a run, and what is done with their samples. DictConfig does not come here.
+
+    Attributes:
+        scorer: None: samples are drawn and measured, and not scored.
+        metrics: names as in a config; see `scorers.text_metrics`.
+        every: training examples between two; None: only at the end.
+    """
+
+    scenarios: Sequence[Scenario]
+    drawing: Drawing
+    scorer: Scorer | None = None
+    metrics: Sequence[str] = ()
+    every: int | None = None
+
+    def due(self, before: int, now: int, last: bool) -> bool:
+        """Whether samples are due once so many examples were seen, and were not yet at `before`."""
+        return last or (self.every is not None and now // self.every > before // self.every)
+
+    def run(self, trainer: BasicTrainer) -> None:
+        """Samples the policy as it is now; all processes call it. The training's random numbers stay as they are."""
+        start = time.perf_counter()
+        with generators_kept(trainer.policy.device), trainer.computer.in_its_precision():
+            results = self.results(trainer.policy)
+        if distributed.rank() > 0:
+            return
+        if trainer.folder is not None:
+            for result in results:
+                self.save(result, trainer.folder, trainer.examples)
+        if trainer.metrics_log is not None:
+            seconds = {"generation_seconds": time.perf_counter() - start}
+            record = {name: value for result in results for name, value in result.record().items()}
+            trainer.metrics_log.write(
+                record | trainer.counters() | seconds, trainer.examples, "generation", self.tables(results)
+            )
+
+    def results(self, policy: PreTrainedModel) -> list[ScenarioResult]:
+        """The samples of every scenario, scored and measured; all processes call it and have all of them."""
+        results = []
+        for scenario in self.scenarios:
+            start = time.perf_counter()
+            samples = self.scored(policy, scenario)
+            results.append(self.measured(scenario, samples, time.perf_counter() - start))
+        return results
+
+    def scored(self, policy: PreTrainedModel, scenario: Scenario) -> list[Scored]:
+        """A scenario's samples with their scores; each process draws and scores its share, and has all of them."""
+        # A sharded model goes forward on all processes together: each draws everything.
+        part, parts = (0, 1) if shards_of(policy) is not None else (distributed.rank(), distributed.processes())
+        own = self.drawing.draw(policy, scenario, part, parts)
+        scores = self._scores(scenario, own)
+        share = list(zip(own, scores, strict=True))
+        shares = distributed.gather_objects(share) if parts > 1 else [share]
+        samples = []
+        for everybody in zip(*shares, strict=True):
+            drawn, score = next(pair for pair in everybody if pair[0] is not None)
+            samples.append(Scored(drawn, score))
+        return samples
+
+    def _scores(self, scenario: Scenario, own: Sequence[Drawn | None]) -> list[float | None]:
+        """Those of the samples that this process drew."""
+        if self.scorer is None:
+            return [None] * len(own)
+        made = [one for one in own if one is not None]
+        texts = [self._sample(scenario, one) for one in made]
+        scores = iter(self.scorer.score(texts) if texts else [])
+        found = [None if one is None else next(scores) for one in own]
+        return [None if score is None or score != score else float(score) for score in found]
+
+    def _sample(self, scenario: Scenario, drawn: Drawn) -> Sample:
+        """What is scored: with its prompt for a scorer that judges completions of prompts, else a text."""
+        if self.scorer.reads_prompt:
+            return Sample(drawn.prompt, drawn.completion)
+        return Sample("", drawn.prompt * scenario.use_prompt_for_scoring + drawn.completion)
+
+    def measured(self, scenario: Scenario, samples: list[Scored], seconds: float) -> ScenarioResult:
+        """The figures of scored samples."""
+        estimates: dict[str, Estimate] = {}
+        missing: dict[str, str] = {}
+        known = [sample for sample in samples if sample.score is not None]
+        if known:
+            scores = [sample.score for sample in known]
+            units = _units(scenario, known)
+            estimates["score"] = mean_estimate(scores, units)
+            if scenario.hits_threshold is not None:
+                estimates["num_hits"] = share_estimate([score > scenario.hits_threshold for score in scores], units)
+            if len(scores) >= MAXIMUM_OF:
+                estimates[f"score_max@{MAXIMUM_OF}"] = expected_maximum_estimate(scores, MAXIMUM_OF, units)
+            else:
+                missing[f"score_max@{MAXIMUM_OF}"] = f"{len(scores)} scored samples, and it needs {MAXIMUM_OF}"
+        texts, units = [sample.drawn.completion for sample in samples], _units(scenario, samples)
+        for metric in self.metrics:
+            name, function = text_metric(metric)
+            try:
+                estimates[name] = function(texts, units)
+            except ValueError as error:
+                missing[name] = str(error)
+        unscored = 0 if self.scorer is None else len(samples) - len(known)
+        for name, why in missing.items():
+            log.warning("generation/%s/%s is not there: %s", scenario.name, name, why)
+        if unscored:
+            log.warning("generation/%s: %d of %d samples could not be scored", scenario.name, unscored, len(samples))
+        return ScenarioResult(scenario, samples, estimates, unscored, missing, seconds)
+
+    def save(self, result: ScenarioResult, folder: Path, examples: int) -> Path:
+        """Writes `samples/{scenario}-{examples}.jsonl`, a sample a line, and beside it its figures as .json.
+
+        Returns:
+            The file of the figures.
+        """
+        base = folder / "samples" / f"{result.scenario.name}-{examples}"
+        base.parent.mkdir(parents=True, exist_ok=True)
+        lines = [
+            json.dumps(asdict(sample.drawn) | {"score": sample.score}, ensure_ascii=True) + "\n"
+            for sample in result.samples
+        ]
+        _write(base.parent / f"{base.name}.jsonl", "".join(lines))
+        file = base.parent / f"{base.name}.json"
+        _write(file, json.dumps(self.summary(result, examples), indent=1, sort_keys=True) + "\n")
+        return file
+
+    def summary(self, result: ScenarioResult, examples: int) -> dict[str, Any]:
+        """What a result file says of a scenario's samples, without the time that it took."""
+        settings = asdict(replace(result.scenario, prompts=())) | {"prompts": len(result.scenario.prompts)}
+        settings["prefix_ids"] = [int(one) for one in result.scenario.prefix_ids]
+        return {
+            "scenario": result.scenario.name,
+            "examples": examples,
+            "settings": settings | {"seed": self.drawing.seed, "banned_ids": list(self.drawing.banned_ids)},
+            "scorer": None if self.scorer is None else self.scorer.identity,
+            "direction": None if self.scorer is None else self.scorer.direction,
+            "notes": [] if self.scorer is None else list(self.scorer.notes),
+            "unscored": result.unscored,
+            "missing": result.missing,
+            "metrics": {name: estimate.as_json() for name, estimate in result.estimates.items()},
+        }
+
+    def tables(self, results: Sequence[ScenarioResult]) -> dict[str, tuple[list[str], list[list[Any]]]]:
+        """The first samples of each scenario, for wandb: name -> (columns, rows)."""
+        return {
+            f"generation/{result.scenario.name}/current_samples": (
+                ["prompt", "continuation", "score"],
+                [[one.drawn.prompt, one.drawn.completion, one.score] for one in result.samples[:TABLE_ROWS]],
+            )
+            for result in results
+        }
+
+
+def write_alignment(folder: Path, label: str, weights: Mapping[str, Any], found: Mapping[str, Any]) -> Path:
+    """Adds results to the run's `alignment.json`, of which the figure is drawn (`python -m reports.pareto`).
+
+    Args:
+        label: what the figure calls the run.
+        weights: which they are; results of other weights, which an earlier command left there, are dropped.
+        found: `score` {mean, low, high}, `kl`, `bits_per_byte`, ...
+
+    Returns:
+        The file.
+    """
+    file = folder / "alignment.json"
+    old: Any = {}
+    if file.is_file():
+        try:
+            old = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            log.warning("%s could not be read and is written anew", file)
+    if not isinstance(old, dict) or old.get("weights") != weights:
+        old = {}
+    _write(file, json.dumps(old | {"label": label, "weights": weights} | found, indent=1, sort_keys=True) + "\n")
+    return file
+
+
+def _units(scenario: Scenario, samples: Sequence[Scored]) -> list[str] | None:
+    """What varies independently: the prompt; without prompts each sample."""
+    return [sample.drawn.prompt for sample in samples] if scenario.prompts else None
+
+
+def _write(file: Path, text: str) -> None:
+    """Whole or not at all."""
+    part = file.with_name(f".{file.name}.part")
+    with open(part, "w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(part, file)
