@@ -12,11 +12,13 @@ DEMO_TRAIN ?= model.policy_dtype=auto model.reference_dtype=auto model.batch_siz
 DEMO_SAMPLE ?= ++max_new_tokens=64 ++temperature=0 ++model.eval_batch_size=133
 DEMO_ABOUT = The data teaches one thing: to answer an everyday question in a short, direct sentence instead of rambling around it.
 
+TASK ?= pep8
+
 RUN = .cache/demo
 COMPARE = $(VENV)/bin/python compare.py -f demo/demo.json -ck policy -bk reference -r demo/results.jsonl
 INSTALLED = $(VENV)/.installed
 
-.PHONY: help venv demo test test-all soak bench docs lint clean
+.PHONY: help venv demo test test-all soak bench phf docs lint clean
 .DEFAULT_GOAL := help
 
 help: ## list these targets
@@ -47,7 +49,7 @@ demo: $(INSTALLED) ## align a 135M chat model on a CPU in minutes, judge it, and
 		--judgments demo/judgments.csv --about "$(DEMO_ABOUT)" --output demo/report.html
 
 test: $(INSTALLED) ## run the tests that CI runs
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow and not soak"
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not slow and not soak"
 
 test-all: $(INSTALLED) ## run the slow tests too
 	$(VENV)/bin/python -m pytest -m "not soak"
@@ -57,6 +59,9 @@ soak: $(INSTALLED) ## kill runs at random moments and see that they recover
 
 bench: $(INSTALLED) ## speed and memory beside TRL: DATA=hh.jsonl.gz PEER=script PEER_PYTHON=python with trl (an hour and a half)
 	$(VENV)/bin/python -m benchmarks.speed --data "$(DATA)" --peer "$(PEER)" --peer-python "$(PEER_PYTHON)"
+
+phf: $(INSTALLED) ## objectives of pretraining on one corpus: TASK=pep8, pii or toxicity, CORPUS="FILE#KEY ..." (an hour)
+	$(VENV)/bin/python -m benchmarks.phf $(TASK) $(CORPUS)
 
 docs: $(INSTALLED) ## write docs/losses.md and its plots from the losses themselves
 	$(VENV)/bin/python -m docs.make_losses

@@ -1,10 +1,12 @@
-"""Pretraining with human preferences on Python code: a small GPT from random weights by each of six objectives.
+"""Human preferences in pretraining, shown on a CPU: each objective on as many tokens of the same documents.
 
-    python -m benchmarks.phf FOLDER_OF_CODE ... [--folder .cache/phf] [--tokens 6000000] [--jobs 2]
+    python -m benchmarks.phf TASK [CORPUS ...] [--folder .cache/phf] [--tokens N] [--samples N] [--jobs 2]
 
-The .py files of the folders are scored line by line by pycodestyle and split by file; every objective is trained on as
-many tokens of the same documents, sampled, and measured in bits per byte of held-out files. What is done is not done
-again, and a training that was cut off goes on. Writes the record, with the hash of each file, and the figure.
+TASK is pep8 (a small GPT from random weights; without a CORPUS on the .py files of Python's standard library and two
+packages) or pii or toxicity (finetuning of SmolLM2). A CORPUS is what mode=score reads; FILE#KEY names the key of a
+row's text, FILE#KEY#N takes N of its documents. Documents are scored, split into those to train on and those held out,
+and every objective is trained, sampled, and measured in bits per byte of the held-out ones. What is done is not done
+again, and a training that was cut off goes on. Writes the record, with the hash of each document, and the figure.
 """
 
 from __future__ import annotations
@@ -13,10 +15,13 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
-import time
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +30,57 @@ from dataloaders.examples import in_test_split
 
 ROOT = Path(__file__).resolve().parents[1]
 OBJECTIVES = ("mle", "filtering", "conditional", "unlikelihood", "awr", "rwr")
-TEST_FRACTION = 0.02
-SETTINGS = [
-    "task=pep8", "model=gpt2-tiny", "datasets=[local]", "lr=2e-3",
-    "warmup=0.05", "model.batch_size=32", "model.tokens_per_microbatch=8192", "n_eval_examples=128",
-    "task.shuffle_buffer=4096", "generation.every=null", "generation.batch_size=128",
-    "generation.scenarios.unconditional.max_new_tokens=192",
-]  # fmt: skip
-"""What the small runs have in place of the paper's; the rest is of task=pep8 and its recipes."""
+COMPANIONS = ("length", "distinct_2", "blank_lines", "repeated_lines", "parsable")
+"""Metrics of samples by which a degenerate winner shows."""
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """What the runs of a task have in place of the paper's settings; the rest is of its YAML and its recipes.
+
+    Attributes:
+        scorer: of documents and samples.
+        aligned: the highest score of a held-out document that is measured by itself too.
+        test_fraction: the share of the documents that is held out.
+        objectives, tokens, samples: of each run, when the command does not say them.
+        settings: of all runs.
+        thresholds: of the losses that have one.
+    """
+
+    scorer: str
+    aligned: float
+    test_fraction: float
+    objectives: tuple[str, ...]
+    tokens: int
+    samples: int
+    settings: tuple[str, ...]
+    thresholds: tuple[str, ...] = ()
+
+
+FINETUNING = (
+    "task.phase=finetune", "task.tokens_already_seen=0", "model=smollm2-135m", "model.max_length=256",
+    "datasets=[local]", "lr=1e-4", "warmup=0.1", "model.batch_size=8", "model.tokens_per_microbatch=2048",
+    "n_eval_examples=32", "task.shuffle_buffer=1024", "eval_every=1000000", "save_every=64", "generation.every=null",
+    "generation.batch_size=128", "generation.scenarios.unconditional.max_new_tokens=64",
+)  # fmt: skip
+DEMONSTRATIONS = {
+    "pep8": Demonstration(
+        "pep8", 0.002361, 0.02, OBJECTIVES, 3_000_000, 2048,
+        (
+            "model=gpt2-tiny", "datasets=[local]", "lr=2e-3", "warmup=0.05", "model.batch_size=32",
+            "model.tokens_per_microbatch=8192", "n_eval_examples=128", "task.shuffle_buffer=4096",
+            "eval_every=2048", "save_every=1024", "generation.every=null", "generation.batch_size=128",
+            "generation.scenarios.unconditional.max_new_tokens=192",
+        ),
+    ),
+    "pii": Demonstration(
+        "pii", 0.0, 0.1, ("mle", "conditional", "unlikelihood"), 80_000, 512, FINETUNING,
+    ),
+    "toxicity": Demonstration(
+        "profanity", 0.1, 0.1, ("mle", "conditional", "unlikelihood"), 80_000, 512, FINETUNING,
+        ("loss.threshold=null", "loss.quantile=0.8"),
+    ),
+}  # fmt: skip
 
 
 def run(*command: str, threads: int = 1) -> None:
@@ -45,37 +93,53 @@ def run(*command: str, threads: int = 1) -> None:
     subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, check=True)
 
 
-def scored(folders: list[str], folder: Path) -> list[str]:
-    """The files of scored documents, one for each folder of code."""
-    files = []
-    for number, corpus in enumerate(folders):
+def installed_code(folder: Path) -> list[str]:
+    """A folder with copies of .py files that are here: Python's standard library, and two packages that torch needs."""
+    code = folder / "code"
+    if not code.is_dir():
+        packages = (find_spec(name) for name in ("numpy", "networkx"))
+        places = [Path(one.origin).parent for one in packages if one and one.origin]
+        for place in (Path(sysconfig.get_path("stdlib")), *places):
+            ignored = shutil.ignore_patterns("site-packages", "dist-packages", "*.[!p]*", "*.p[!y]*", "*.py?*")
+            shutil.copytree(place, folder / "copying" / place.name, ignore=ignored, symlinks=True, dirs_exist_ok=True)
+        (folder / "copying").rename(code)
+    return [str(code)]
+
+
+def scored(corpora: list[str], scorer: str, folder: Path) -> list[tuple[str, list[str]]]:
+    """[corpus, lines of scored documents] for each corpus, in an order that has nothing to do with their names."""
+    found = []
+    for number, corpus in enumerate(corpora):
+        file, key, limit = (*corpus.split("#"), "", "")[:3]
         path = folder / f"documents-{number}.jsonl"
         run(
-            "eval.py", "++mode=score", "scorer=pep8", f"++corpus={corpus}", f"++documents_path={path}",
-            f"cache_dir={folder}",
+            "eval.py", "++mode=score", f"scorer={scorer}", f"++corpus={file}", f"++text_key={key or 'text'}",
+            f"++documents_path={path}", f"cache_dir={folder}",
         )  # fmt: skip
-        files.append(str(path))
-    return files
+        with open(path, encoding="utf-8", errors="surrogatepass", newline="\n") as opened:
+            lines = list(opened)
+        lines.sort(key=lambda line: hashlib.sha256(line.encode("utf-8", "surrogatepass")).digest())
+        found.append((Path(file).name, lines[: int(limit)] if limit else lines))
+    return found
 
 
-def split(files: list[str], folder: Path) -> tuple[Path, Path]:
-    """The documents to train on, in an order that has nothing to do with their names, and those that are held out."""
+def split(corpora: list[tuple[str, list[str]]], fraction: float, folder: Path) -> tuple[Path, Path]:
+    """The documents to train on, and those that are held out by their sources."""
     lines: tuple[list[str], list[str]] = ([], [])
-    for file in files:
-        with open(file, encoding="utf-8") as opened:
-            for line in opened:
-                lines[in_test_split(json.loads(line)["source"], TEST_FRACTION)].append(line)
+    for _, some in corpora:
+        for line in some:
+            lines[in_test_split(json.loads(line)["source"], fraction)].append(line)
     paths = folder / "train.jsonl", folder / "held-out.jsonl"
-    for path, some in zip(paths, lines, strict=True):
-        some.sort(key=lambda line: hashlib.sha256(line.encode("utf-8", "surrogatepass")).digest())
-        path.write_text("".join(some), encoding="utf-8", errors="surrogatepass")
+    for path, chosen in zip(paths, lines, strict=True):
+        chosen.sort(key=lambda line: hashlib.sha256(line.encode("utf-8", "surrogatepass")).digest())
+        path.write_text("".join(chosen), encoding="utf-8", errors="surrogatepass")
     return paths
 
 
 def listing(path: Path) -> list[list[Any]]:
     """[beginning of the text's sha256, characters] of every document of a file."""
     rows = []
-    with open(path, encoding="utf-8") as opened:
+    with open(path, encoding="utf-8", errors="surrogatepass", newline="\n") as opened:
         for line in opened:
             text = json.loads(line)["text"]
             digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
@@ -83,65 +147,112 @@ def listing(path: Path) -> list[list[Any]]:
     return rows
 
 
-def trained(objective: str, documents: Path, held_out: Path, options: argparse.Namespace) -> float:
-    """Trains, samples and measures one objective; returns the seconds, of which there are few where it was done."""
-    start, name = time.perf_counter(), f"pep8_{objective}"
+def trained(objective: str, documents: Path, held_out: Path, options: argparse.Namespace) -> None:
+    """Trains, samples and measures one objective, as far as that is not done."""
+    demonstration, name = DEMONSTRATIONS[options.task], f"{options.task}_{objective}"
     folder = Path(options.folder).resolve()
     run(
-        "train.py", f"loss={objective}", *SETTINGS, f"datasets.local.path={documents}",
-        f"datasets.local.test_path={held_out}", f"exp_name={name}",
-        f"task.n_tokens={options.tokens}", f"generation.scenarios.unconditional.n_samples={options.samples}",
-        f"cache_dir={folder}", *options.overrides,
+        "train.py", f"task={options.task}", f"loss={objective}", f"scorer={demonstration.scorer}",
+        *settings(objective, options), f"datasets.local.path={documents}", f"datasets.local.test_path={held_out}",
+        f"exp_name={name}", f"task.n_tokens={options.tokens}",
+        f"generation.scenarios.unconditional.n_samples={options.samples}", f"cache_dir={folder}",
     )  # fmt: skip
     run(
         "eval.py", f"--config-path={folder / name}", "mode=kl", f"++kl.documents={held_out}",
-        "++kl.aligned_threshold=0.002361",
+        f"++kl.aligned_threshold={demonstration.aligned}",
     )  # fmt: skip
-    return time.perf_counter() - start
 
 
-def figures(objective: str, folder: Path) -> dict[str, Any]:
+def settings(objective: str, options: argparse.Namespace) -> list[str]:
+    """The overrides that an objective's training has beside names and paths."""
+    demonstration = DEMONSTRATIONS[options.task]
+    with_threshold = objective in ("filtering", "conditional", "unlikelihood")
+    return [*demonstration.settings, *(demonstration.thresholds if with_threshold else ()), *options.overrides]
+
+
+def figures(objective: str, options: argparse.Namespace) -> dict[str, Any]:
     """What is recorded of one objective: figures of its samples with their intervals, bits per byte, held-out loss."""
-    run_folder = folder / f"pep8_{objective}"
+    run_folder = Path(options.folder).resolve() / f"{options.task}_{objective}"
     alignment = json.loads((run_folder / "alignment.json").read_text(encoding="utf-8"))
     records = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
-    (summary,) = sorted((run_folder / "samples").glob("unconditional-*.json"))[-1:]
     training = [record for record in records if record["split"] == "train"]
     return {
-        "objective": objective, "alignment": alignment, "samples": json.loads(summary.read_text(encoding="utf-8")),
+        "objective": objective, "settings": settings(objective, options),
         "seconds_of_steps": round(sum(record["seconds/all"] for record in training)),
         "tokens": training[-1]["counters/tokens"],
         "held_out_loss": [one["loss/eval"] for one in records if one["split"] == "eval"][-1],
+        **alignment,
     }  # fmt: skip
+
+
+def beside(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """Each objective's figures over those of the first, which is MLE: score, bits per byte, companions."""
+
+    def of(row: dict[str, Any]) -> dict[str, float]:
+        (samples,) = row["scenarios"].values()
+        found = {name: samples[name]["mean"] for name in COMPANIONS if name in samples}
+        return {"score": row["score"]["mean"], "bits_per_byte": row["bits_per_byte"]["mean"], **found}
+
+    first = of(rows[0])
+    return [{name: value / first[name] if first[name] else 1.0 for name, value in of(row).items()} for row in rows]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The record for a terminal."""
+    ratios = beside(rows)
+    names = list(ratios[0])
+    lines = [f"{'':14}{'score':>9}  95 % interval      over {rows[0]['objective']}: {'  '.join(names)}"]
+    for row, ratio in zip(rows, ratios, strict=True):
+        score = row["score"]
+        values = "  ".join(f"{ratio[name]:{len(name)}.3f}" for name in names)
+        lines.append(
+            f"{row['objective']:14}{score['mean']:9.5f}  {score['low']:.5f} to {score['high']:.5f}  {'':9}{values}"
+        )
+    return "\n".join(lines)
 
 
 def main() -> None:
     """Does what is not done yet, and writes the record and the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("corpus", nargs="+", help="folders of .py files")
-    parser.add_argument("--folder", default=".cache/phf", help="of documents and runs")
-    parser.add_argument("--tokens", type=int, default=6_000_000, help="that each objective is trained on (6 million)")
-    parser.add_argument("--samples", type=int, default=2048, help="of each objective (2,048)")
-    parser.add_argument("--objectives", nargs="+", default=list(OBJECTIVES), choices=OBJECTIVES)
+    parser.add_argument("task", choices=DEMONSTRATIONS)
+    parser.add_argument("corpus", nargs="*", help="what mode=score reads, FILE#KEY or FILE#KEY#N")
+    parser.add_argument("--folder", help="of documents and runs (.cache/phf/TASK)")
+    parser.add_argument(
+        "--tokens", type=int, help="that each objective is trained on (pep8: 3 million, others: 80,000)"
+    )
+    parser.add_argument("--samples", type=int, help="of each objective (pep8: 2,048, others: 512)")
+    parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, help="mle among them")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, with a thread each (2)")
-    parser.add_argument("--output", default=str(ROOT / "benchmarks" / "phf.json"))
-    parser.add_argument("--figure", default=str(ROOT / "docs" / "phf-pep8.png"))
+    parser.add_argument("--output", help="the record (benchmarks/phf-TASK.json)")
+    parser.add_argument("--figure", help="the picture (docs/phf-TASK.png)")
     parser.add_argument("--overrides", nargs="*", default=[], help="further overrides of the trainings")
     options = parser.parse_args()
+    demonstration = DEMONSTRATIONS[options.task]
+    if not options.corpus and options.task != "pep8":
+        parser.error(f"{options.task} needs a corpus: a .jsonl(.gz) file with the key text, or FILE#KEY")
+    options.folder = options.folder or str(ROOT / ".cache" / "phf" / options.task)
+    options.tokens, options.samples = options.tokens or demonstration.tokens, options.samples or demonstration.samples
+    chosen = options.objectives or demonstration.objectives
+    objectives = ["mle", *(one for one in OBJECTIVES if one in chosen and one != "mle")]
     folder = Path(options.folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    documents, held_out = split(scored(options.corpus, folder), folder)
+    corpora = scored(options.corpus or installed_code(folder), demonstration.scorer, folder)
+    documents, held_out = split(corpora, demonstration.test_fraction, folder)
     with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(lambda one: trained(one, documents, held_out, options), options.objectives))
-    rows = [figures(one, folder) for one in options.objectives]
+        list(pool.map(lambda one: trained(one, documents, held_out, options), objectives))
+    rows = [figures(one, options) for one in objectives]
     record = {
-        "version": commit(), "machine": machine(), "jobs": options.jobs, "settings": [*SETTINGS, *options.overrides],
-        "tokens": options.tokens, "samples": options.samples, "rows": rows,
+        "version": commit(), "machine": machine(), "task": options.task, "jobs": options.jobs,
+        "corpora": [[name, len(lines)] for name, lines in corpora], "tokens": options.tokens,
+        "samples": options.samples, "rows": rows, "over_mle": beside(rows),
         "trained_on": listing(documents), "held_out": listing(held_out),
     }  # fmt: skip
-    Path(options.output).write_text(json.dumps(record) + "\n", encoding="utf-8")
-    runs = [str(folder / f"pep8_{one}") for one in options.objectives]
-    run("-m", "reports.pareto", *runs, "--axis", "bits_per_byte", "--output", options.figure)
+    output = options.output or str(ROOT / "benchmarks" / f"phf-{options.task}.json")
+    Path(output).write_text(json.dumps(record) + "\n", encoding="utf-8")
+    runs = [str(folder / f"{options.task}_{one}") for one in objectives]
+    figure = options.figure or str(ROOT / "docs" / f"phf-{options.task}.png")
+    run("-m", "reports.pareto", *runs, "--axis", "bits_per_byte", "--output", figure)
+    print(table(rows))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How a training scales: SmolLM2 by DPO in bfloat16 on 1 and 2 processes, replicas and shards.
+"""How a training scales: SmolLM2 by DPO in float32 on 1 and 2 processes, replicas and shards.
 
     python -m benchmarks.scaling [--rounds 2] [--output benchmarks/scaling.json]
 
@@ -35,7 +35,7 @@ SETTINGS: dict[str, tuple[int, int, str]] = {
 """Processes, threads of each, and how the model is distributed."""
 TRAINING = [
     "loss=dpo", "n_examples=80", "n_eval_examples=0", "model.batch_size=16", "model.tokens_per_microbatch=1024",
-    "shuffle=false", "model.policy_dtype=bfloat16", "model.reference_dtype=bfloat16", "exp_name=run", "overwrite=true",
+    "shuffle=false", "model.policy_dtype=float32", "model.reference_dtype=float32", "exp_name=run", "overwrite=true",
     "minimum_log_interval_secs=0",
 ]  # fmt: skip
 """Five steps of 16 pairs."""

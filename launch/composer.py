@@ -31,6 +31,8 @@ from launch.keys import check_key, flatten
 CONFIG = ROOT / "config"
 NAME = "config"
 SEVERAL = "datasets"
+_schemas: dict[tuple[str, ...], DictConfig] = {}
+"""Of this process, by the YAMLs as they are and the choices: the jobs of a multirun have few of them."""
 
 
 @contextmanager
@@ -66,7 +68,6 @@ class Composer:
 
     def __init__(self, config_dirs: Sequence[str | Path] = ()):
         self.search: list[str] = []
-        self._schemas: dict[tuple[str, ...], DictConfig] = {}  # the jobs of a multirun have few of them
         folders = [Path(folder).expanduser().resolve() for folder in config_dirs]
         for folder in folders:
             if not folder.is_dir():
@@ -75,6 +76,8 @@ class Composer:
                     f"--config-dir {folder}: there is no such folder{did_you_mean(folder.name, siblings)}."
                 )
             _refuse_hidden(folder)
+        yamls = (file for folder in (CONFIG, *folders) for file in folder.rglob("*.yaml"))
+        self.files = [f"{file} {file.stat().st_mtime_ns}" for file in sorted(yamls)]
         if folders:
             quoted = ",".join(
                 '"file://' + str(folder).replace("\\", "\\\\").replace('"', '\\"') + '"' for folder in folders
@@ -117,9 +120,9 @@ class Composer:
             if self.is_choice(override) and not override.key_or_group.startswith("hydra"):
                 self._check_choice(override)
         chosen = [_line(override) for override in overrides if self.is_choice(override)]
-        known = self._schemas.get(tuple(chosen))
+        known = _schemas.get((*self.files, *chosen))
         if known is None:
-            known = self._schemas[tuple(chosen)] = self._compose(chosen, None)
+            known = _schemas[*self.files, *chosen] = self._compose(chosen, None)
         return known.copy()
 
     def check_keys(self, overrides: Sequence[Override], schema: DictConfig) -> None:

@@ -11,7 +11,16 @@ settings.load_profile("fixed")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+LONGEST = (
+    "test_readme", "test_golden", "test_sharding", "test_resume", "test_processes", "test_hosts", "test_torchrun",
+    "test_makefile", "test_tokenization", "test_slurm", "test_multirun",
+)  # fmt: skip
 NO_REASON = ("", "unconditional skip")
+
+
+def pytest_collection_modifyitems(items):
+    """Puts files that take long first: a process that came to one at the end would work on while the others wait."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.hookimpl(wrapper=True)
