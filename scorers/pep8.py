@@ -22,7 +22,7 @@ DEFAULT_IGNORE = ("E121", "E123", "E126", "E226", "E24", "E704", "W503", "W504")
 """pycodestyle's own default, written out: it holds whatever version is installed."""
 OF_THE_END = ("W292", "W391")
 """No newline, or a blank line, at the end of the file. Where a sample was cut they say nothing of its code."""
-_RULES = 1  # of this module; in the identity
+_RULES = 2  # of this module; in the identity
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class PEP8Scorer(Scorer):
     A text may be a sample that was cut anywhere. So a last line without a line end is not scored, nor is a statement
     that is still open at the end (a bracket, a string, a `def` without a body), and W292 and W391, which are about a
     file's end, are not counted: what is cut off never adds a violation. A text that is no Python, and would not be if
-    it went on, is flawed.
+    it went on, is flawed as a document. A sample has a score nevertheless, since small models write little else: that
+    of its lines up to the first which cannot be split into tokens, and of its syntax error, which is one violation.
 
     Settings come from the arguments alone: no setup.cfg, tox.ini or pycodestyle file of the user or of the folder.
 
@@ -103,7 +104,7 @@ class PEP8Scorer(Scorer):
     def score_texts(self, texts: Sequence[str]) -> list[float | None]:
         """Violations a character of what could be checked; None where nothing could."""
         scores: list[float | None] = []
-        for code in map(self.check, texts):
+        for code in (self.check(text, strict=False) for text in texts):
             scores.append(sum(code.violations) / code.checked if code.violations else None)
         return scores
 
@@ -123,16 +124,20 @@ class PEP8Scorer(Scorer):
         ]
         return ScoredText(tuple(segments), code.flaw)
 
-    def check(self, text: str) -> CheckedCode:
-        """The violations of a text that has none of the flaws that `flaw_of` finds."""
+    def check(self, text: str, strict: bool = True) -> CheckedCode:
+        """The violations of a text that has none of the flaws that `flaw_of` finds.
+
+        Args:
+            strict: what is no Python is flawed; False: it has a violation more, and is checked as far as it can be.
+        """
         ends = line_ends(text)
         try:
             with time_limit(self._seconds):
-                return self._check(text, ends)
+                return self._check(text, ends, strict)
         except TooSlow:
             return CheckedCode(ends, None, TOO_SLOW)
 
-    def _check(self, text: str, ends: list[int]) -> CheckedCode:
+    def _check(self, text: str, ends: list[int], strict: bool) -> CheckedCode:
         lines = with_newlines(text, ends)
         if lines and not lines[-1].endswith("\n"):
             lines.pop()
@@ -140,25 +145,34 @@ class PEP8Scorer(Scorer):
             return CheckedCode(ends, None, NO_LINE)
         lines[0] = lines[0].removeprefix("\ufeff")
         parses = parsable("".join(lines))
-        if parses is None:
-            lines = lines[: _unfinished(lines)]
-        if parses is False:
+        if parses is False and strict:
             return CheckedCode(ends, None, UNPARSABLE)
+        if not parses:
+            whole = lines[: _unfinished(lines)]
+            lines = whole or lines if parses is False else whole
         if not lines:
             return CheckedCode(ends, None, NO_LINE)
-        report = self._report(self._options)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                self._checker(lines=list(lines), options=self._options, report=report).check_all()
+            found = self._violations(lines)
         except Exception as error:  # it was not written for hostile code
             return CheckedCode(ends, None, f"pycodestyle failed ({type(error).__name__})")
+        errors = sum(code.startswith("E9") for _, code in found)  # its tokenizer is stricter than the parser
+        if errors and strict:
+            return CheckedCode(ends, None, UNPARSABLE)
         counts = [0] * len(lines)
-        for number, code in report.found:
-            if code.startswith("E9"):  # its tokenizer is stricter than the parser
-                return CheckedCode(ends, None, UNPARSABLE)
+        for number, _ in found:
             counts[min(max(number, 1), len(lines)) - 1] += 1
+        if parses is False and not errors:
+            counts[-1] += 1
         return CheckedCode(ends, counts)
+
+    def _violations(self, lines: list[str]) -> list[tuple[int, str]]:
+        """(line number from 1, code) of each."""
+        report = self._report(self._options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._checker(lines=list(lines), options=self._options, report=report).check_all()
+        return report.found
 
 
 def _counting(base: type) -> type:

@@ -149,8 +149,28 @@ def test_flaws(text, flaw, scorer):
     """Prevents a perfect score for what is no Python, and a process that dies of it."""
     (document,) = scorer.score_documents([text])
     assert document.flaw == flaw and document.score is None
-    assert scorer.score([Sample("", text), Sample("", "x=1\n")]) == [None, 1 / 4]
+    score, other = scorer.score([Sample("", text), Sample("", "x=1\n")])
+    assert other == 1 / 4 and (score > 0 if flaw == UNPARSABLE else score is None)
     assert "".join(text[one.start : one.end] for one in document.segments) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "violations", "characters"),
+    [
+        ("x=1\nThis is no code\n", 2, 20),  # E225 and the error
+        ("x=1\ny = (]\nz = 2\n", 2, 17),  # split into tokens it can be
+        (
+            "x=1\ny = 2\n   z = 3\n w=1\nv=1\n",
+            4,
+            19,
+        ),  # to where an indentation fits nothing: E225; E111, E113, the error
+        ("  x = [\n)\nabc", 4, 10),  # E111, E113; E122, the error
+    ],
+)
+def test_a_sample_that_is_no_python(text, violations, characters, scorer):
+    """Prevents a score that few samples of a small model have, and one that prose has in common with perfect code."""
+    (score,) = scorer.score([Sample("", text)])
+    assert score == pytest.approx(violations / characters)
 
 
 def test_slow_text_is_given_up():
