@@ -51,8 +51,9 @@ class PEP8Scorer(Scorer):
     A text may be a sample that was cut anywhere. So a last line without a line end is not scored, nor is a statement
     that is still open at the end (a bracket, a string, a `def` without a body), and W292 and W391, which are about a
     file's end, are not counted: what is cut off never adds a violation. A text that is no Python, and would not be if
-    it went on, is flawed as a document. A sample has a score nevertheless, since small models write little else: that
-    of its lines up to the first which cannot be split into tokens, and of its syntax error, which is one violation.
+    it went on, is flawed as a document. A sample has a score nevertheless, since small models write little else: its
+    whole lines are checked, those from an indentation on that fits nothing before it as another text, and its syntax
+    error is one violation.
 
     Settings come from the arguments alone: no setup.cfg, tox.ini or pycodestyle file of the user or of the folder.
 
@@ -147,13 +148,12 @@ class PEP8Scorer(Scorer):
         parses = parsable("".join(lines))
         if parses is False and strict:
             return CheckedCode(ends, None, UNPARSABLE)
-        if not parses:
-            whole = lines[: _unfinished(lines)]
-            lines = whole or lines if parses is False else whole
+        if parses is None:
+            lines, parses = lines[: _unfinished(lines)], True
         if not lines:
             return CheckedCode(ends, None, NO_LINE)
         try:
-            found = self._violations(lines)
+            found = self._violations(lines) if parses else self._violations_anyway(lines)
         except Exception as error:  # it was not written for hostile code
             return CheckedCode(ends, None, f"pycodestyle failed ({type(error).__name__})")
         errors = sum(code.startswith("E9") for _, code in found)  # its tokenizer is stricter than the parser
@@ -165,6 +165,19 @@ class PEP8Scorer(Scorer):
         if parses is False and not errors:
             counts[-1] += 1
         return CheckedCode(ends, counts)
+
+    def _violations_anyway(self, lines: list[str]) -> list[tuple[int, str]]:
+        """The same of a text that is no Python, with an E901 where it begins anew."""
+        found: list[tuple[int, str]] = []
+        place = 0
+        while place < len(lines):
+            misfit = _misfit(lines[place:])
+            some = self._violations(lines[place : place + misfit]) if misfit else []
+            found += [(place + number, code) for number, code in some if not code.startswith("E9")]
+            place += max(misfit, 1)
+            if place < len(lines):
+                found.append((place + 1, "E901"))
+        return found
 
     def _violations(self, lines: list[str]) -> list[tuple[int, str]]:
         """(line number from 1, code) of each."""
@@ -203,6 +216,18 @@ def parsable(source: str) -> bool | None:
     except (ValueError, RecursionError, MemoryError, OverflowError):
         return False
     return True
+
+
+def _misfit(lines: list[str]) -> int:
+    """The first line (from 0) whose indentation fits none before it; their number if there is none."""
+    try:
+        for _ in tokenize.generate_tokens(io.StringIO("".join(lines)).readline):
+            pass
+    except tokenize.TokenError:  # a bracket or string that is never closed
+        pass
+    except SyntaxError as error:
+        return min((error.lineno or 1) - 1, len(lines))
+    return len(lines)
 
 
 def _unfinished(lines: list[str]) -> int:

@@ -159,11 +159,9 @@ def test_flaws(text, flaw, scorer):
     [
         ("x=1\nThis is no code\n", 2, 20),  # E225 and the error
         ("x=1\ny = (]\nz = 2\n", 2, 17),  # split into tokens it can be
-        (
-            "x=1\ny = 2\n   z = 3\n w=1\nv=1\n",
-            4,
-            19,
-        ),  # to where an indentation fits nothing: E225; E111, E113, the error
+        # E225; E111, E113; of another text from there on the error, E111, E113; E225
+        ("x=1\ny = 2\n   z = 3\n w = 1\nv=1\n", 7, 30),
+        ("x=1\ny = [)\nz = '''\nz=2\n w=3\nv= ]\n", 2, 33),  # E225, the error; what a string holds is no code
         ("  x = [\n)\nabc", 4, 10),  # E111, E113; E122, the error
     ],
 )
