@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,9 @@ from dataloaders.examples import in_test_split
 
 LONGEST_DOCUMENT = 8_000_000
 """Characters; a longer one is no text that anybody wrote, and would take a tokenizer minutes."""
+
+LARGEST_SCORE = float(np.finfo(np.float32).max)
+"""A larger one is infinite as a token has it."""
 
 NO_SCORES = "no scores"
 
@@ -105,7 +107,9 @@ class Corpus:
         else:
             raise ValueError(f"data set {self.name} has no documents: give datasets.{self.name}.path=FILE.")
         for where, row in rows:
-            key = row.get("source") or row.get("text") or "".join(map(str, row.get("texts") or ()))
+            texts = row.get("texts")
+            parts = "".join(map(str, texts)) if isinstance(texts, list) else texts
+            key = row.get("source") or row.get("text") or parts or ""
             if own_test or in_test_split(key, self.test_fraction) == (self.split == "test"):
                 yield where, row
 
@@ -167,17 +171,19 @@ def _read(number: int, where: str, row: Mapping[str, Any], scored: bool) -> Docu
     Raises:
         ValueError: the row is no document at all.
     """
-    texts = row.get("texts")
-    if texts is not None:
-        text, sizes = "".join(map(str, texts)), [len(str(part)) for part in texts]
-        segments: Any = [[end - size, end] for size, end in zip(sizes, np.cumsum(sizes).tolist(), strict=True)]
-    else:
-        text, segments = row.get("text"), row.get("segments")
-    if not isinstance(text, str):
+    if "text" not in row and "texts" not in row:
         raise ValueError(
             f"{where}: no document: a row needs `text` (or `texts`, its segments), and this one has "
             f"{', '.join(map(repr, row)) or 'no keys'}."
         )
+    texts, text, segments = row.get("texts"), row.get("text"), row.get("segments")
+    if texts is not None:
+        if not isinstance(texts, list) or not all(isinstance(part, str) for part in texts):
+            return "texts that are no list of texts"
+        text, ends = "".join(texts), np.cumsum([len(part) for part in texts]).tolist()
+        segments = list(zip([0, *ends], ends, strict=False))
+    if not isinstance(text, str):
+        return "a text that is none"
     reason = _flaw(text) or (None if row.get("flaw") is None else f"flawed, by its scorer: {str(row['flaw'])[:60]}")
     if reason is not None:
         return reason
@@ -188,17 +194,29 @@ def _read(number: int, where: str, row: Mapping[str, Any], scored: bool) -> Docu
     ends = _ends(segments, len(text))
     if ends is None:
         return "segments do not cover the text"
-    if not scores:
+    if scores is None or scores == []:
         return NO_SCORES if scored else Document(number, text, ends, np.zeros(0), None)
-    known = [one for one in scores if isinstance(one, int | float) and not isinstance(one, bool)]
-    if len(known) < len(scores) or (score is None and "score" in row):
-        return "a segment without a score"
-    if not all(math.isfinite(one) for one in known) or not math.isfinite(score or 0.0):
-        return "a score that is not finite"
-    if len(known) != len(ends):
+    reason = _no_scores(scores, score) or ("a segment without a score" if score is None and "score" in row else None)
+    if reason is not None:
+        return reason
+    if len(scores) != len(ends):
         return "not one score for each segment"
-    values = np.asarray(known, dtype=np.float64)
+    values = np.asarray(scores, dtype=np.float64)
     return Document(number, text, ends, values, float(values.mean() if score is None else score))
+
+
+def _no_scores(scores: Any, score: Any) -> str | None:
+    """Why the scores of segments, and that of the whole where it has one, cannot be used; None when they can."""
+    if not isinstance(scores, list):
+        return "scores that are no list"
+    if None in scores:
+        return "a segment without a score"
+    known = scores if score is None else [*scores, score]
+    if not all(isinstance(one, int | float) and not isinstance(one, bool) for one in known):
+        return "a score that is no number"
+    if not all(abs(one) <= LARGEST_SCORE for one in known):  # nan is at most nothing
+        return "a score that is not finite"
+    return None
 
 
 def _flaw(text: str) -> str | None:
@@ -219,9 +237,11 @@ def _flaw(text: str) -> str | None:
 def _ends(segments: Any, length: int) -> np.ndarray | None:
     """Where segments end; None unless they cover the text of this length, one after another."""
     try:
-        places = np.asarray(segments, dtype=np.int64).reshape(-1, 2)
-    except (TypeError, ValueError, OverflowError):
+        places = np.asarray(segments)
+    except ValueError:  # not two numbers each
+        return None
+    if places.dtype.kind != "i" or places.ndim != 2 or places.shape[1] != 2:
         return None
     starts, ends = places[:, 0], places[:, 1]
-    covers = len(places) and starts[0] == 0 and ends[-1] == length and bool((starts[1:] == ends[:-1]).all())
+    covers = starts[0] == 0 and ends[-1] == length and bool((starts[1:] == ends[:-1]).all())
     return ends if covers and bool((starts <= ends).all()) else None

@@ -90,27 +90,47 @@ def test_the_text_of_a_special_token_is_text(tmp_path):
     assert tokenizer.decode(made.ids[1:]) == document.text
 
 
+PARTS = [[0, 1], [1, 4]]
 BAD_ROWS = {
-    "empty document": {"text": " \n", "scores": [0.0]},
-    "a NUL byte": {"text": "a\0b", "scores": [0.0]},
-    "half a surrogate pair": {"text": "a\ud83d", "scores": [0.0]},
-    "longer than 8,000,000 characters": {"text": "a" * 8_000_001, "scores": [0.0]},
-    "segments do not cover the text": {"text": "abcd", "segments": [[0, 1], [2, 4]], "scores": [0.0, 0.0]},
-    "a segment without a score": {"text": "abcd", "segments": [[0, 1], [1, 4]], "scores": [0.0, None]},
-    "a score that is not finite": {"text": "abcd", "scores": [float("nan")]},
-    "not one score for each segment": {"text": "abcd", "segments": [[0, 4]], "scores": [0.0, 1.0]},
-    "no scores": {"text": "abcd"},
-    "flawed, by its scorer: unparsable": {"text": "abcd", "scores": [0.0], "flaw": "unparsable"},
-}
+    "empty document": [{"text": " \n", "scores": [0.0]}],
+    "a NUL byte": [{"text": "a\0b", "scores": [0.0]}],
+    "half a surrogate pair": [{"text": "a\ud83d", "scores": [0.0]}],
+    "longer than 8,000,000 characters": [{"text": "a" * 8_000_001, "scores": [0.0]}],
+    "a text that is none": [{"text": 5, "scores": [0.0]}, {"text": None, "texts": None}],
+    "texts that are no list of texts": [
+        {"texts": ["a", None], "scores": [0.0, 0.0]}, {"texts": 5, "scores": [0.0]}, {"texts": "ab", "scores": [0.0]},
+    ],
+    "segments do not cover the text": [
+        {"text": "abcd", "segments": segments, "scores": [0.0, 0.0]}
+        for segments in ([[0, 1], [2, 4]], [[0, 1.9], [1.2, 4]], [[0, 1.5], [1.5, 4]], [[0, 1], [1, 10**400]], [[0, 1], [4]], 5, "ab", [])
+    ],
+    "a segment without a score": [
+        {"text": "abcd", "segments": PARTS, "scores": [0.0, None]},
+        {"text": "abcd", "segments": PARTS, "scores": [0.0, 1.0], "score": None},
+    ],
+    "scores that are no list": [{"text": "abcd", "scores": scores} for scores in (0.5, 0, "0.5", {"0": 0.5})],
+    "a score that is no number": [
+        *({"text": "abcd", "score": score} for score in ("high", [1], True)),
+        {"text": "abcd", "scores": [0.0], "score": "high"},
+        {"text": "abcd", "segments": PARTS, "scores": [0.0, "0.5"]},
+    ],
+    "a score that is not finite": [
+        *({"text": "abcd", "scores": [score]} for score in (float("nan"), float("-inf"), 10**400, 1e39)),
+        {"text": "abcd", "scores": [0.0], "score": 10**400},
+    ],
+    "not one score for each segment": [{"text": "abcd", "segments": [[0, 4]], "scores": [0.0, 1.0]}],
+    "no scores": [{"text": "abcd"}],
+    "flawed, by its scorer: unparsable": [{"text": "abcd", "scores": [0.0], "flaw": "unparsable"}],
+}  # fmt: skip
 
 
 def test_what_cannot_be_used_is_counted(tmp_path):
-    """Prevents a document that is dropped without a word, or whose missing score is a 0."""
-    good = {"text": "fine", "scores": [0.25]}
-    made = corpus(write(tmp_path / "rows.jsonl", good, *BAD_ROWS.values(), good | {"text": "good"}))
+    """Prevents a document that is dropped without a word, crashes the run, or whose missing score is a 0."""
+    good, bad = {"text": "fine", "scores": [0.25]}, list(itertools.chain(*BAD_ROWS.values()))
+    made = corpus(write(tmp_path / "rows.jsonl", good, *bad, good | {"text": "good"}))
     used = list(made.documents(scored=True, count=True))
-    assert [document.text for document in used] == ["fine", "good"] and used[1].number == 11
-    assert made.dropped == dict.fromkeys(BAD_ROWS, 1) and made.rows == 12
+    assert [document.text for document in used] == ["fine", "good"] and used[1].number == len(bad) + 1
+    assert made.dropped == {reason: len(rows) for reason, rows in BAD_ROWS.items()} and made.rows == len(bad) + 2
     assert made.account()["used"] == 2
     assert [document.text for document in made.documents()] == ["fine", "abcd", "good"], "mle needs no scores"
 
