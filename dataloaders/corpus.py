@@ -51,7 +51,8 @@ class Corpus:
         name: of the data set, for messages.
         split: train or test. Without files (or a hub split) of its own, the test split is the share of documents with
             the lowest hashes of `source`, or of `text` where rows have none: parts of one file stay together.
-        hub: repository, in the place of `path`; its rows stream.
+        hub: repositories, in the place of `path`; their rows stream, one after another.
+        revision: of all of them, or a list of one for each; None: the newest.
         path, test_path: files of rows (.jsonl, .json, .gz of both, .parquet).
 
     Rows have `text`, and as they like `segments` ([[start, end], ...], which cover the text), `scores` (one for each)
@@ -64,8 +65,8 @@ class Corpus:
 
     name: str
     split: str
-    hub: str | None = None
-    revision: str | None = None
+    hub: str | Sequence[str] | None = None
+    revision: str | Sequence[str] | None = None
     path: str | Sequence[str] | None = None
     test_path: str | Sequence[str] | None = None
     test_fraction: float = 0.05
@@ -135,13 +136,16 @@ class Corpus:
         )
 
 
-def _hub_rows(hub: str, revision: str | None, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _hub_rows(
+    hub: str | Sequence[str], revision: str | Sequence[str] | None, name: str
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
     import datasets
 
     repositories = [hub] if isinstance(hub, str) else hub
-    for repository in repositories:
+    revisions = [revision] * len(repositories) if revision is None or isinstance(revision, str) else revision
+    for repository, one in zip(repositories, revisions, strict=True):
         try:
-            rows = datasets.load_dataset(repository, split="train", revision=revision, streaming=True)
+            rows = datasets.load_dataset(repository, split="train", revision=one, streaming=True)
             for number, row in enumerate(rows, 1):
                 yield f"{repository}:{number}", row
         except ValueError:

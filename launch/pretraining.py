@@ -52,7 +52,7 @@ def build_corpora(config: DictConfig, split: str) -> list[Corpus]:
                 name,
                 split,
                 hub,
-                options.get("revision"),
+                _plain(options.get("revision")),
                 _plain(path),
                 _plain(options["test_path"]),
                 options["test_fraction"],
@@ -63,7 +63,7 @@ def build_corpora(config: DictConfig, split: str) -> list[Corpus]:
 
 
 def _plain(path: Any) -> str | list[str] | None:
-    return path if path is None or isinstance(path, str) else list(path)
+    return path if path is None or isinstance(path, str) else [str(one) for one in path]
 
 
 def learned_tokenizer(config: DictConfig) -> PreTrainedTokenizerBase:
