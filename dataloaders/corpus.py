@@ -15,6 +15,7 @@ import numpy as np
 
 from dataloaders.datasets.rows import local_rows
 from dataloaders.examples import in_test_split
+from scorers.scorer import HIGHER_IS_WORSE
 
 LONGEST_DOCUMENT = 8_000_000
 """Characters; a longer one is no text that anybody wrote, and would take a tokenizer minutes."""
@@ -34,6 +35,7 @@ class Document:
         ends: (S,) where each segment ends, in characters; one segment for a text without.
         scores: (S,) how bad each segment is; empty where nothing is known.
         score: how bad the whole is: what the row says, else the mean of its segments' scores; None where unknown.
+        scorer: the identity of what scored it; None where the row does not say.
     """
 
     number: int
@@ -41,6 +43,7 @@ class Document:
     ends: np.ndarray
     scores: np.ndarray
     score: float | None = None
+    scorer: str | None = None
 
 
 @dataclass
@@ -56,7 +59,8 @@ class Corpus:
         path, test_path: files of rows (.jsonl, .json, .gz of both, .parquet).
 
     Rows have `text`, and as they like `segments` ([[start, end], ...], which cover the text), `scores` (one for each)
-    and `score`; or `texts` (the segments themselves), `scores` and `avg_score`.
+    and `score`; or `texts` (the segments themselves), `scores` and `avg_score`. `scorer` is what scored them, and
+    `direction` says of scores that high ones are good, as no loss takes them.
 
     Attributes:
         dropped: reason -> documents, of all passes that began at the beginning.
@@ -83,7 +87,8 @@ class Corpus:
             count: adds what is read to `rows` and `dropped`.
 
         Raises:
-            ValueError: for a row that is no document, or a file that cannot be read; naming file and line.
+            ValueError: for a row that is no document, scores of which high ones are good, or a file that cannot be
+                read; naming file and line.
         """
         for number, (where, row) in enumerate(self._rows()):
             if self.n_documents is not None and number >= self.n_documents:
@@ -173,12 +178,17 @@ def _read(number: int, where: str, row: Mapping[str, Any], scored: bool) -> Docu
     """The document of a row, or the reason why it cannot be used.
 
     Raises:
-        ValueError: the row is no document at all.
+        ValueError: the row is no document at all, or its scores are used and high ones are good.
     """
     if "text" not in row and "texts" not in row:
         raise ValueError(
             f"{where}: no document: a row needs `text` (or `texts`, its segments), and this one has "
             f"{', '.join(map(repr, row)) or 'no keys'}."
+        )
+    if scored and row.get("direction") not in (None, HIGHER_IS_WORSE):
+        raise ValueError(
+            f"{where}: its scores are {row['direction']}, and losses on documents take high scores for bad: write "
+            f'-score for each score, and "direction": "{HIGHER_IS_WORSE}"; or choose loss=mle, which reads no scores.'
         )
     texts, text, segments = row.get("texts"), row.get("text"), row.get("segments")
     if texts is not None:
@@ -206,7 +216,8 @@ def _read(number: int, where: str, row: Mapping[str, Any], scored: bool) -> Docu
     if len(scores) != len(ends):
         return "not one score for each segment"
     values = np.asarray(scores, dtype=np.float64)
-    return Document(number, text, ends, values, float(values.mean() if score is None else score))
+    scorer = None if row.get("scorer") is None else str(row["scorer"])
+    return Document(number, text, ends, values, float(values.mean() if score is None else score), scorer)
 
 
 def _no_scores(scores: Any, score: Any) -> str | None:
