@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,9 +15,13 @@ import numpy as np
 
 from dataloaders.datasets.rows import local_rows
 from dataloaders.examples import in_test_split
+from scorers.scorer import HIGHER_IS_WORSE
 
 LONGEST_DOCUMENT = 8_000_000
 """Characters; a longer one is no text that anybody wrote, and would take a tokenizer minutes."""
+
+LARGEST_SCORE = float(np.finfo(np.float32).max)
+"""A larger one is infinite as a token has it."""
 
 NO_SCORES = "no scores"
 
@@ -32,6 +35,7 @@ class Document:
         ends: (S,) where each segment ends, in characters; one segment for a text without.
         scores: (S,) how bad each segment is; empty where nothing is known.
         score: how bad the whole is: what the row says, else the mean of its segments' scores; None where unknown.
+        scorer: the identity of what scored it; None where the row does not say.
     """
 
     number: int
@@ -39,6 +43,7 @@ class Document:
     ends: np.ndarray
     scores: np.ndarray
     score: float | None = None
+    scorer: str | None = None
 
 
 @dataclass
@@ -49,11 +54,13 @@ class Corpus:
         name: of the data set, for messages.
         split: train or test. Without files (or a hub split) of its own, the test split is the share of documents with
             the lowest hashes of `source`, or of `text` where rows have none: parts of one file stay together.
-        hub: repository, in the place of `path`; its rows stream.
+        hub: repositories, in the place of `path`; their rows stream, one after another.
+        revision: of all of them, or a list of one for each; None: the newest.
         path, test_path: files of rows (.jsonl, .json, .gz of both, .parquet).
 
     Rows have `text`, and as they like `segments` ([[start, end], ...], which cover the text), `scores` (one for each)
-    and `score`; or `texts` (the segments themselves), `scores` and `avg_score`.
+    and `score`; or `texts` (the segments themselves), `scores` and `avg_score`. `scorer` is what scored them, and
+    `direction` says of scores that high ones are good, as no loss takes them.
 
     Attributes:
         dropped: reason -> documents, of all passes that began at the beginning.
@@ -62,8 +69,8 @@ class Corpus:
 
     name: str
     split: str
-    hub: str | None = None
-    revision: str | None = None
+    hub: str | Sequence[str] | None = None
+    revision: str | Sequence[str] | None = None
     path: str | Sequence[str] | None = None
     test_path: str | Sequence[str] | None = None
     test_fraction: float = 0.05
@@ -80,7 +87,8 @@ class Corpus:
             count: adds what is read to `rows` and `dropped`.
 
         Raises:
-            ValueError: for a row that is no document, or a file that cannot be read; naming file and line.
+            ValueError: for a row that is no document, scores of which high ones are good, or a file that cannot be
+                read; naming file and line.
         """
         for number, (where, row) in enumerate(self._rows()):
             if self.n_documents is not None and number >= self.n_documents:
@@ -105,7 +113,9 @@ class Corpus:
         else:
             raise ValueError(f"data set {self.name} has no documents: give datasets.{self.name}.path=FILE.")
         for where, row in rows:
-            key = row.get("source") or row.get("text") or "".join(map(str, row.get("texts") or ()))
+            texts = row.get("texts")
+            parts = "".join(map(str, texts)) if isinstance(texts, list) else texts
+            key = row.get("source") or row.get("text") or parts or ""
             if own_test or in_test_split(key, self.test_fraction) == (self.split == "test"):
                 yield where, row
 
@@ -131,13 +141,16 @@ class Corpus:
         )
 
 
-def _hub_rows(hub: str, revision: str | None, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _hub_rows(
+    hub: str | Sequence[str], revision: str | Sequence[str] | None, name: str
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
     import datasets
 
     repositories = [hub] if isinstance(hub, str) else hub
-    for repository in repositories:
+    revisions = [revision] * len(repositories) if revision is None or isinstance(revision, str) else revision
+    for repository, one in zip(repositories, revisions, strict=True):
         try:
-            rows = datasets.load_dataset(repository, split="train", revision=revision, streaming=True)
+            rows = datasets.load_dataset(repository, split="train", revision=one, streaming=True)
             for number, row in enumerate(rows, 1):
                 yield f"{repository}:{number}", row
         except ValueError:
@@ -165,19 +178,26 @@ def read_document(number: int, where: str, row: Mapping[str, Any], scored: bool)
     """The document of a row, or the reason why it cannot be used.
 
     Raises:
-        ValueError: the row is no document at all.
+        ValueError: the row is no document at all, or its scores are used and high ones are good.
     """
-    texts = row.get("texts")
-    if texts is not None:
-        text, sizes = "".join(map(str, texts)), [len(str(part)) for part in texts]
-        segments: Any = [[end - size, end] for size, end in zip(sizes, np.cumsum(sizes).tolist(), strict=True)]
-    else:
-        text, segments = row.get("text"), row.get("segments")
-    if not isinstance(text, str):
+    if "text" not in row and "texts" not in row:
         raise ValueError(
             f"{where}: no document: a row needs `text` (or `texts`, its segments), and this one has "
             f"{', '.join(map(repr, row)) or 'no keys'}."
         )
+    if scored and row.get("direction") not in (None, HIGHER_IS_WORSE):
+        raise ValueError(
+            f"{where}: its scores are {row['direction']}, and losses on documents take high scores for bad: write "
+            f'-score for each score, and "direction": "{HIGHER_IS_WORSE}"; or choose loss=mle, which reads no scores.'
+        )
+    texts, text, segments = row.get("texts"), row.get("text"), row.get("segments")
+    if texts is not None:
+        if not isinstance(texts, list) or not all(isinstance(part, str) for part in texts):
+            return "texts that are no list of texts"
+        text, ends = "".join(texts), np.cumsum([len(part) for part in texts]).tolist()
+        segments = list(zip([0, *ends], ends, strict=False))
+    if not isinstance(text, str):
+        return "a text that is none"
     reason = _flaw(text) or (None if row.get("flaw") is None else f"flawed, by its scorer: {str(row['flaw'])[:60]}")
     if reason is not None:
         return reason
@@ -188,17 +208,30 @@ def read_document(number: int, where: str, row: Mapping[str, Any], scored: bool)
     ends = _ends(segments, len(text))
     if ends is None:
         return "segments do not cover the text"
-    if not scores:
+    if scores is None or scores == []:
         return NO_SCORES if scored else Document(number, text, ends, np.zeros(0), None)
-    known = [one for one in scores if isinstance(one, int | float) and not isinstance(one, bool)]
-    if len(known) < len(scores) or (score is None and "score" in row):
-        return "a segment without a score"
-    if not all(math.isfinite(one) for one in known) or not math.isfinite(score or 0.0):
-        return "a score that is not finite"
-    if len(known) != len(ends):
+    reason = _no_scores(scores, score) or ("a segment without a score" if score is None and "score" in row else None)
+    if reason is not None:
+        return reason
+    if len(scores) != len(ends):
         return "not one score for each segment"
-    values = np.asarray(known, dtype=np.float64)
-    return Document(number, text, ends, values, float(values.mean() if score is None else score))
+    values = np.asarray(scores, dtype=np.float64)
+    scorer = None if row.get("scorer") is None else str(row["scorer"])
+    return Document(number, text, ends, values, float(values.mean() if score is None else score), scorer)
+
+
+def _no_scores(scores: Any, score: Any) -> str | None:
+    """Why the scores of segments, and that of the whole where it has one, cannot be used; None when they can."""
+    if not isinstance(scores, list):
+        return "scores that are no list"
+    if None in scores:
+        return "a segment without a score"
+    known = scores if score is None else [*scores, score]
+    if not all(isinstance(one, int | float) and not isinstance(one, bool) for one in known):
+        return "a score that is no number"
+    if not all(abs(one) <= LARGEST_SCORE for one in known):  # nan is at most nothing
+        return "a score that is not finite"
+    return None
 
 
 def _flaw(text: str) -> str | None:
@@ -219,9 +252,11 @@ def _flaw(text: str) -> str | None:
 def _ends(segments: Any, length: int) -> np.ndarray | None:
     """Where segments end; None unless they cover the text of this length, one after another."""
     try:
-        places = np.asarray(segments, dtype=np.int64).reshape(-1, 2)
-    except (TypeError, ValueError, OverflowError):
+        places = np.asarray(segments)
+    except ValueError:  # not two numbers each
+        return None
+    if places.dtype.kind != "i" or places.ndim != 2 or places.shape[1] != 2:
         return None
     starts, ends = places[:, 0], places[:, 1]
-    covers = len(places) and starts[0] == 0 and ends[-1] == length and bool((starts[1:] == ends[:-1]).all())
+    covers = starts[0] == 0 and ends[-1] == length and bool((starts[1:] == ends[:-1]).all())
     return ends if covers and bool((starts <= ends).all()) else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -112,7 +113,8 @@ class DocumentStream:
             return Place(epoch, corpus, document, rest, self._counts(), unique, of_pass)
 
         while True:
-            for read, numbers in self._batches(epoch, corpus, document):
+            rest_alone = [((), [document - 1])]  # it may hold chunks already
+            for read, numbers in chain(rest_alone, self._batches(epoch, corpus, document)):
                 document = numbers[-1] + 1
                 parts += read
                 more = sum(len(one.ids) for one in read)

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOOKED_AT = 1000
-"""Documents whose scores a threshold is compared with at the start."""
+"""Documents of each corpus that are looked at before the start: their scores lie on both sides of a threshold, and are
+all by one scorer."""
 
 
 class PretrainingDataLoader(DataLoader):
@@ -44,6 +45,9 @@ class PretrainingDataLoader(DataLoader):
         skip_tokens: documents that hold the first so many tokens are passed over.
         settings: what else of the config decides what the rows are.
         sharing: the processes that share the tokenizing.
+
+    Attributes:
+        scorers: identities of what scored the first documents, of which the loss uses the scores.
 
     Raises:
         ValueError: when there are too few tokens for a step, or no scores where the loss needs them.
@@ -81,7 +85,8 @@ class PretrainingDataLoader(DataLoader):
         self.stream = DocumentStream(
             corpora, DocumentTokenizer(tokenizer, self.control()), self.keeps, self.scored, sharing or Sharing()
         )
-        self._skip_tokens, self._places = skip_tokens, {0: self.stream.after(skip_tokens)}
+        self._skip_tokens = skip_tokens
+        self._places: dict[int, Place] = {}
         if self.split == "train":
             self.n_blocks = self._whole_steps(n_blocks, n_epochs)
 
@@ -121,6 +126,7 @@ class PretrainingDataLoader(DataLoader):
             for corpus in self.corpora:
                 list(corpus.documents(scored=self.scored, count=True))
             raise ValueError(f"no {self.split} document can be used by {type(self).__name__}: {self.reasons()}.")
+        self.scorers = list(dict.fromkeys(one.scorer for one in found if self.scored and one.scorer))
         if self.split == "train":
             self.check(found)
 
@@ -142,9 +148,23 @@ class PretrainingDataLoader(DataLoader):
         """All steps; passes over the documents have no bounds of their own."""
         return self.after(0)
 
+    def begin(self) -> None:
+        """Passes over what another run has seen, which is long; a run that goes on has done it.
+
+        Raises:
+            ValueError: the documents hold fewer tokens than that.
+        """
+        self._known_before(0)
+
+    def _known_before(self, chunk: int) -> int:
+        """The last chunk up to this one whose place in the stream is known."""
+        if not any(one <= chunk for one in self._places):
+            self._places[0] = self.stream.after(self._skip_tokens)
+        return max(one for one in self._places if one <= chunk)
+
     def _blocks(self, chunk: int, within: int) -> Iterator[Row]:
         """Blocks in the order of training, from the place `within` of a chunk on; a chunk is shuffled together."""
-        number = max(one for one in self._places if one <= chunk)
+        number = self._known_before(chunk)
         for tokens, place in self.stream.chunks(self._places[number], self.buffer * self.block_size):
             self._places = {one: at for one, at in self._places.items() if one >= number - 1} | {number + 1: place}
             if number >= chunk:
@@ -175,7 +195,7 @@ class PretrainingDataLoader(DataLoader):
 
     def state(self, steps: int) -> dict[str, Any]:
         """Where to go on after so many steps, as numbers, texts and tensors."""
-        chunk = max(one for one in self._places if one <= steps * self.batch_size // self.buffer)
+        chunk = self._known_before(steps * self.batch_size // self.buffer)
         return {"chunk": chunk, **self._places[chunk].state()}
 
     def take_up(self, state: dict[str, Any]) -> None:
@@ -193,20 +213,33 @@ class PretrainingDataLoader(DataLoader):
 
     @property
     def account(self) -> dict[str, dict[str, Any]]:
-        """For each corpus what was read of it so far, in the first pass, and why some was not used."""
-        blocks = self.n_blocks if self.split == "train" else self._shown
-        return {corpus.name: corpus.account() | {"examples": blocks} for corpus in self.corpora}
+        """For each corpus what was read of it so far, in the first pass, and why some was not used; of the train split
+        also the passes of the whole run over all that is kept, None as long as no whole one has ended."""
+        found: dict[str, Any] = {"examples": self._shown}
+        if self.split == "train":
+            unique = self._last()[1].unique
+            found = {"examples": self.n_blocks, "passes": unique and round(self.n_blocks * self.block_size / unique, 4)}
+        return {corpus.name: corpus.account() | found for corpus in self.corpora}
+
+    def _last(self) -> tuple[int, Place]:
+        """How many chunks were read, and the place behind them."""
+        return max(self._places.items(), key=lambda known: known[0], default=(0, Place()))
 
     def passes(self) -> str:
         """How often the documents that are kept were seen, in words."""
-        place = self._places[max(self._places)]
+        chunks, place = self._last()
         trained = self.n_blocks * self.block_size
-        if place.unique is None:
-            return f"{trained:,} tokens: less than one pass over the documents ({self.reasons()})"
-        return (
-            f"{trained:,} tokens: {trained / place.unique:.2f} passes over the {place.unique:,} of the documents that "
-            f"are kept ({self.reasons()})"
-        )
+        said = "less than one pass over the documents"
+        if place.unique is not None:
+            said = f"{trained / place.unique:.2f} passes over the {place.unique:,} of the documents that are kept"
+        elif place.epoch:  # the first pass was none: it began behind what another run has seen
+            new = chunks * self.buffer * self.block_size + len(place.rest.ids) - place.of_pass
+            if trained > new:
+                said = (
+                    f"{new:,} of the documents behind those that task.tokens_already_seen passed over, and then "
+                    f"{trained - new:,} from the first document on, which were seen before"
+                )
+        return f"{trained:,} tokens: {said} ({self.reasons()})"
 
     def reasons(self) -> str:
         """What was not used so far, in words."""

@@ -67,7 +67,7 @@ NULLABLE: dict[str, tuple[type, ...]] = {
     "datasets.*.path": (str, list),
     "datasets.*.test_path": (str, list),
     "datasets.*.data_dir": (str,),
-    "datasets.*.revision": (str,),
+    "datasets.*.revision": (str, list),
     "datasets.*.n_examples": (int,),
     "datasets.*.desirable_threshold": (float,),
     **generation_checks.NULLABLE,

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from dataloaders.corpus_texts import check_corpus
 from dataloaders.resolve import did_you_mean
 from launch.check import show
-from launch.document_checks import check_documents
+from launch.document_checks import check_documents, check_revision
 from launch.generation_checks import check_generation
 from launch.loss_checks import check_loss, found
 from launch.resolve import loss_parameters, loss_settings
@@ -53,6 +53,7 @@ def check_combinations(config: DictConfig, script: str) -> None:
                 f"datasets=[{name}]: {name} has a test split and nothing to train on; sample for it with "
                 f"`python eval.py --config-path=RUN_FOLDER datasets=[{name}]`."
             )
+        check_revision(name, options)
         for key in ("path", "test_path"):
             for file in _files(options.get(key)):
                 _check_file(f"datasets.{name}.{key}", file)

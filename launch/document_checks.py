@@ -2,7 +2,25 @@
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
+
+
+def check_revision(name: str, options: DictConfig) -> None:
+    """Refuses a list of revisions that is not one for each repository.
+
+    Raises:
+        ValueError: naming the key and how many there are.
+    """
+    revision, hub = options.get("revision"), options.get("hub")
+    if not isinstance(revision, ListConfig):
+        return
+    if not isinstance(hub, ListConfig):
+        raise ValueError(f"datasets.{name}.revision={list(revision)}: {name} is one repository: give one revision.")
+    if len(revision) != len(hub):
+        raise ValueError(
+            f"datasets.{name}.revision has {len(revision)} revisions, and datasets.{name}.hub has {len(hub)} "
+            "repositories: give one for each, in their order, or one for all."
+        )
 
 
 def check_documents(config: DictConfig, script: str) -> None:

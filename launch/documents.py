@@ -63,7 +63,7 @@ def _quantile(ordered: Sequence[float], q: float) -> float:
     return ordered[low] + (place - low) * (ordered[high] - ordered[low])
 
 
-def document_row(document: CorpusText, scored: ScoredText, identity: str) -> dict[str, Any]:
+def document_row(document: CorpusText, scored: ScoredText, identity: str, direction: str) -> dict[str, Any]:
     """A document in the documents format: text, segments as [start, end), a score for each, and their mean."""
     return {
         "text": document.text,
@@ -71,6 +71,7 @@ def document_row(document: CorpusText, scored: ScoredText, identity: str) -> dic
         "scores": [one.score for one in scored.segments],
         "score": scored.score,
         "scorer": identity,
+        "direction": direction,
         "source": document.source,
         "flaw": scored.flaw,
     }
@@ -81,16 +82,16 @@ class DocumentsFile:
 
     Args:
         path: of the complete file.
-        identity: the scorer's; lines of another one are refused.
+        identity, direction: the scorer's; lines of another one are refused.
 
     Raises:
         ValueError: another process writes this file, or its beginning is of another scorer.
     """
 
-    def __init__(self, path: Path, identity: str):
+    def __init__(self, path: Path, identity: str, direction: str):
         self.path, self.totals = path, Totals()
         self.part = path.with_name(path.name + PART)
-        self._identity = identity
+        self._identity, self._direction = identity, direction
         self._file = self.part.open("a+b")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -117,8 +118,8 @@ class DocumentsFile:
             try:
                 rows.append(json.loads(line))
                 same = rows[-1]["scorer"] == self._identity and rows[-1]["source"] == document.source
-                same = same and rows[-1]["text"] == document.text
-            except (ValueError, KeyError, TypeError):  # torn, or not there
+                same = same and rows[-1]["text"] == document.text and rows[-1]["direction"] == self._direction
+            except (ValueError, KeyError, TypeError):  # torn, not there, or of a time when they had no direction
                 self._old = False
                 self._file.truncate(start)
                 return False
@@ -133,7 +134,7 @@ class DocumentsFile:
 
     def add(self, chunk: Sequence[CorpusText], scored: Sequence[ScoredText]) -> None:
         """Appends the lines of a chunk."""
-        rows = [document_row(*both, self._identity) for both in zip(chunk, scored, strict=True)]
+        rows = [document_row(*both, self._identity, self._direction) for both in zip(chunk, scored, strict=True)]
         self._file.write(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
         self._file.flush()
         for row in rows:

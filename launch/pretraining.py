@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from dataloaders.resolve import resolve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from trainers.loop import Evaluation
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +55,7 @@ def build_corpora(config: DictConfig, split: str) -> list[Corpus]:
                 name,
                 split,
                 hub,
-                options.get("revision"),
+                _plain(options.get("revision")),
                 _plain(path),
                 _plain(options["test_path"]),
                 options["test_fraction"],
@@ -63,7 +66,7 @@ def build_corpora(config: DictConfig, split: str) -> list[Corpus]:
 
 
 def _plain(path: Any) -> str | list[str] | None:
-    return path if path is None or isinstance(path, str) else list(path)
+    return path if path is None or isinstance(path, str) else [str(one) for one in path]
 
 
 def learned_tokenizer(config: DictConfig) -> PreTrainedTokenizerBase:
@@ -97,7 +100,7 @@ def control_tokens(config: DictConfig) -> list[str]:
 def settle_threshold(config: DictConfig) -> None:
     """Writes into the config what `loss.quantile` is in these documents, so that a run's saved config says it."""
     loss = config.loss
-    if loss.get("quantile") is None:
+    if loss.get("quantile") is None or loss.get("mode") == "soft":
         return
     of_documents = issubclass(resolve(loss.dataloader, "dataloaders"), FilteredPretrainingDataLoader)
     scores: list[np.ndarray] = []
@@ -134,6 +137,20 @@ def build_document_loader(config: DictConfig, tokenizer: PreTrainedTokenizerBase
     if split == "train":
         options |= {"n_blocks": blocks(config), "n_epochs": config.n_epochs, "skip_tokens": task.tokens_already_seen}
     return kind(build_corpora(config, split), tokenizer, **options)
+
+
+def tell_scorers(loaders: Sequence[PretrainingDataLoader], evaluations: Sequence[Evaluation]) -> None:
+    """Warns of scores that may not be comparable: of documents by several scorers, or of samples by another one."""
+    found = list(dict.fromkeys(one for loader in loaders for one in loader.scorers))
+    if len(found) > 1:
+        log.warning("documents were scored by different scorers, whose scores may differ: %s", " | ".join(found))
+    for evaluation in evaluations:
+        scorer = getattr(evaluation, "scorer", None)
+        if found and scorer is not None and scorer.identity not in found:
+            log.warning(
+                "samples are scored by another scorer than documents were, and scores may differ: %s | %s",
+                scorer.identity, " | ".join(found),
+            )  # fmt: skip
 
 
 def blocks(config: DictConfig) -> int | None:

@@ -65,7 +65,7 @@ def run(config: DictConfig) -> dict[str, Any]:
     if config.overwrite:
         path.with_name(path.name + ".part").unlink(missing_ok=True)
     processes = config.scoring_processes or _cores()
-    file = DocumentsFile(path, scorer.identity)
+    file = DocumentsFile(path, scorer.identity, scorer.direction)
     try:
         pace = _score(config, scorer, file, processes, (options, cache_dir))
         return _say(file.finish(about | {"processes": processes} | pace), path)

@@ -19,7 +19,7 @@ from launch import build, inspection, memory
 from launch.classes import trainer_class
 from launch.generation import build_evaluations, keep_final_scores
 from launch.model_checks import check_positions, check_rope, check_vocabulary, check_weights
-from launch.pretraining import embed_control_tokens, reads_documents, settle_threshold
+from launch.pretraining import embed_control_tokens, reads_documents, settle_threshold, tell_scorers
 from launch.run_folder import begin, begun, claim, differences, finish, may_change
 from models.compilation import refuse_without_compiler
 from models.loading import locate
@@ -63,8 +63,13 @@ def run(config: DictConfig) -> dict[str, float]:
     train_loader, eval_loader, tokenizer = load_data(config)
     if resume is not None:
         refuse_shorter(resume, train_loader.sizes())  # before the run that is there is touched
+    elif reads_documents(config):
+        train_loader.begin()
     evaluations = build_evaluations(config, tokenizer, device)
-    account = inspection.account_of([loader for loader in (train_loader, eval_loader) if loader is not None])
+    loaders = [loader for loader in (train_loader, eval_loader) if loader is not None]
+    if claimed is not None and reads_documents(config):
+        tell_scorers(loaders, evaluations)
+    account = inspection.account_of(loaders)
     tell_long_rows(train_loader, kind.roles, config.model.tokens_per_microbatch)
     if claimed is not None and not reads_documents(config):
         print(inspection.account_table(account), file=sys.stderr)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dataloaders.corpus import Corpus
-from dataloaders.document_stream import Sharing
+from dataloaders.document_stream import DocumentStream, Sharing
 from dataloaders.document_tokens import Control, DocumentTokenizer
 from dataloaders.pretraining import (
     ConditionalPretrainingDataLoader,
@@ -65,6 +65,27 @@ def test_a_token_has_the_score_of_its_last_character(tmp_path):
     assert made.learned.tolist() == [True, False, True, True, False, True]
 
 
+def test_a_score_at_the_threshold_is_good(tmp_path):
+    """Prevents a corpus whose best score is its threshold (0, say) and which has no aligned segment."""
+    row = {"text": "abc", "segments": [[0, 1], [1, 2], [2, 3]], "scores": [0.5, 0.25, 0.75]}
+    (made,) = DocumentTokenizer(byte_tokenizer(), Control(0, 2, 0.5, 0.0, True, seed=1))([only(tmp_path, row)])
+    assert made.ids[1::2].tolist() == [0, 0, 2]
+
+
+def test_each_token_of_a_block_has_the_score_of_its_segment(tmp_path):
+    """Prevents scores that stand one token beside: the first token is given, and all after it have their own."""
+    rows = [
+        {"text": text, "segments": [[0, 1], [1, 2]], "scores": [low, low + 0.25]}
+        for text, low in (("ab", 0.0), ("cd", 0.5))
+    ]
+    path = write(tmp_path / "rows.jsonl", *rows)
+    loader = ScoredPretrainingDataLoader([corpus(path)], byte_tokenizer(), block_size=6, batch_size=1, n_blocks=1)
+    ((block,),) = loader.after(0)
+    end, *text = block.responses["target"].ids.tolist()
+    assert loader.tokenizer.decode(text).replace(loader.tokenizer.decode(end), "|") == "ab|cd"
+    assert block.token_scores.tolist() == [0.0, 0.25, 0.5, 0.5, 0.75]
+
+
 def test_control_tokens_are_dropped_by_seed_epoch_and_document(tmp_path):
     """Prevents control tokens that depend on who asks: a share is dropped, others in each epoch, the same ones anew."""
     row = {"text": "x\n" * 400, "segments": [[2 * n, 2 * n + 2] for n in range(400)], "scores": [0.0, 1.0] * 200}
@@ -90,27 +111,49 @@ def test_the_text_of_a_special_token_is_text(tmp_path):
     assert tokenizer.decode(made.ids[1:]) == document.text
 
 
+PARTS = [[0, 1], [1, 4]]
 BAD_ROWS = {
-    "empty document": {"text": " \n", "scores": [0.0]},
-    "a NUL byte": {"text": "a\0b", "scores": [0.0]},
-    "half a surrogate pair": {"text": "a\ud83d", "scores": [0.0]},
-    "longer than 8,000,000 characters": {"text": "a" * 8_000_001, "scores": [0.0]},
-    "segments do not cover the text": {"text": "abcd", "segments": [[0, 1], [2, 4]], "scores": [0.0, 0.0]},
-    "a segment without a score": {"text": "abcd", "segments": [[0, 1], [1, 4]], "scores": [0.0, None]},
-    "a score that is not finite": {"text": "abcd", "scores": [float("nan")]},
-    "not one score for each segment": {"text": "abcd", "segments": [[0, 4]], "scores": [0.0, 1.0]},
-    "no scores": {"text": "abcd"},
-    "flawed, by its scorer: unparsable": {"text": "abcd", "scores": [0.0], "flaw": "unparsable"},
-}
+    "empty document": [{"text": " \n", "scores": [0.0]}],
+    "a NUL byte": [{"text": "a\0b", "scores": [0.0]}],
+    "half a surrogate pair": [{"text": "a\ud83d", "scores": [0.0]}],
+    "longer than 8,000,000 characters": [{"text": "a" * 8_000_001, "scores": [0.0]}],
+    "a text that is none": [{"text": 5, "scores": [0.0]}, {"text": None, "texts": None}],
+    "texts that are no list of texts": [
+        {"texts": ["a", None], "scores": [0.0, 0.0]}, {"texts": 5, "scores": [0.0]}, {"texts": "ab", "scores": [0.0]},
+    ],
+    "segments do not cover the text": [
+        {"text": "abcd", "segments": segments, "scores": [0.0, 0.0]}
+        for segments in (
+            [[0, 1], [2, 4]], [[0, 1.9], [1.2, 4]], [[0, 1.5], [1.5, 4]], [[0, 1], [1, 10**400]], [[0, 1], [4]], 5, [],
+        )
+    ],
+    "a segment without a score": [
+        {"text": "abcd", "segments": PARTS, "scores": [0.0, None]},
+        {"text": "abcd", "segments": PARTS, "scores": [0.0, 1.0], "score": None},
+    ],
+    "scores that are no list": [{"text": "abcd", "scores": scores} for scores in (0.5, 0, "0.5", {"0": 0.5})],
+    "a score that is no number": [
+        *({"text": "abcd", "score": score} for score in ("high", [1], True)),
+        {"text": "abcd", "scores": [0.0], "score": "high"},
+        {"text": "abcd", "segments": PARTS, "scores": [0.0, "0.5"]},
+    ],
+    "a score that is not finite": [
+        *({"text": "abcd", "scores": [score]} for score in (float("nan"), float("-inf"), 10**400, 1e39)),
+        {"text": "abcd", "scores": [0.0], "score": 10**400},
+    ],
+    "not one score for each segment": [{"text": "abcd", "segments": [[0, 4]], "scores": [0.0, 1.0]}],
+    "no scores": [{"text": "abcd"}],
+    "flawed, by its scorer: unparsable": [{"text": "abcd", "scores": [0.0], "flaw": "unparsable"}],
+}  # fmt: skip
 
 
 def test_what_cannot_be_used_is_counted(tmp_path):
-    """Prevents a document that is dropped without a word, or whose missing score is a 0."""
-    good = {"text": "fine", "scores": [0.25]}
-    made = corpus(write(tmp_path / "rows.jsonl", good, *BAD_ROWS.values(), good | {"text": "good"}))
+    """Prevents a document that is dropped without a word, crashes the run, or whose missing score is a 0."""
+    good, bad = {"text": "fine", "scores": [0.25]}, list(itertools.chain(*BAD_ROWS.values()))
+    made = corpus(write(tmp_path / "rows.jsonl", good, *bad, good | {"text": "good"}))
     used = list(made.documents(scored=True, count=True))
-    assert [document.text for document in used] == ["fine", "good"] and used[1].number == 11
-    assert made.dropped == dict.fromkeys(BAD_ROWS, 1) and made.rows == 12
+    assert [document.text for document in used] == ["fine", "good"] and used[1].number == len(bad) + 1
+    assert made.dropped == {reason: len(rows) for reason, rows in BAD_ROWS.items()} and made.rows == len(bad) + 2
     assert made.account()["used"] == 2
     assert [document.text for document in made.documents()] == ["fine", "abcd", "good"], "mle needs no scores"
 
@@ -119,6 +162,20 @@ def test_a_row_that_is_no_document_is_an_error(tmp_path):
     """Prevents a file of something else that is dropped row by row."""
     with pytest.raises(ValueError, match=r"rows.jsonl:1: no document: .* this one has 'prompt'"):
         list(corpus(write(tmp_path / "rows.jsonl", {"prompt": "a"})).documents())
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_scores_of_which_high_ones_are_good_are_refused(kind, tmp_path):
+    """Prevents a model that is trained on the worst of what a reward scored, because nobody said that high is good."""
+    rows = [documents.document(number) for number in range(20)]
+    path = write(tmp_path / "worse.jsonl", *(row | {"direction": "higher_is_worse"} for row in rows))
+    blocks(documents.loader(kind, path=path))
+    path = write(tmp_path / "better.jsonl", *(row | {"direction": "higher_is_better"} for row in rows))
+    if kind is PretrainingDataLoader:
+        blocks(documents.loader(kind, path=path))
+    else:
+        with pytest.raises(ValueError, match=r"better.jsonl:\d+: its scores are higher_is_better, .* choose loss=mle"):
+            documents.loader(kind, path=path)
 
 
 def test_rows_of_the_original_are_read(tmp_path):
@@ -211,6 +268,8 @@ def test_filtering_and_passes_are_said(tmp_path):
     assert account["dropped"] == {"score above the threshold": account["rows"] - len(kept)}
     unique = sum(len(tokens.ids) for tokens in DocumentTokenizer(byte_tokenizer())(kept))
     assert f"{120 * 48 / unique:.2f} passes over the {unique:,}" in loader.passes()
+    assert account["passes"] == round(120 * 48 / unique, 4) > 1 and account["examples"] == 120
+    assert "passes" not in documents.corpus(split="test").account()
 
 
 def test_an_epoch_is_counted():
@@ -231,12 +290,52 @@ def test_what_another_run_has_seen_is_passed_over():
     stream = list(itertools.chain(*blocks(loader)))
     rest = list(itertools.chain(*(one.ids.tolist() for one in tokens[2:])))
     assert stream[: len(rest) + 40] == rest + tokens[0].ids.tolist()[:40]
-    assert "passes over" in loader.passes()
+    whole = sum(len(one.ids) for one in tokens)
+    assert f"{120 * 48 / whole:.2f} passes over the {whole:,}" in loader.passes()
     end = sum(len(one.ids) for one in tokens)
     first = blocks(documents.loader(PretrainingDataLoader, skip_tokens=end, shuffle=False))[0]
     assert first[:40] == tokens[0].ids.tolist()[:40]
     with pytest.raises(ValueError, match=r"task.tokens_already_seen=1,000,000, and the documents have"):
-        documents.loader(PretrainingDataLoader, skip_tokens=10**6)
+        documents.loader(PretrainingDataLoader, skip_tokens=10**6).begin()
+
+
+def left(count: int) -> tuple[int, int]:
+    """How many tokens the last so many documents have, and how many those before them."""
+    lengths = [len(one.ids) for one in DocumentTokenizer(byte_tokenizer())(list(documents.corpus().documents()))]
+    return sum(lengths[-count:]), sum(lengths[:-count])
+
+
+def test_documents_that_were_passed_over_and_seen_again_are_said():
+    """Prevents `less than one pass` of a finetuning that has come to what the run before it has seen."""
+    new, seen = left(3)
+    loader = documents.loader(PretrainingDataLoader, skip_tokens=seen)
+    assert loader.passes().startswith("1,152 tokens: less than one pass over the documents (")
+    blocks(loader)
+    said = (
+        f"1,152 tokens: {new} of the documents behind those that task.tokens_already_seen passed over, and then "
+        f"{1152 - new} from the first document on, which were seen before ("
+    )
+    assert loader.passes().startswith(said) and loader.account["made"]["passes"] is None
+    resumed = documents.loader(PretrainingDataLoader, skip_tokens=seen)
+    resumed.take_up(loader.state(6))
+    assert resumed.passes() == loader.passes()
+    for count in (2, 3):
+        new, seen = left(count)
+        loader = documents.loader(PretrainingDataLoader, skip_tokens=seen, n_blocks=4)
+        blocks(loader)
+        said = "192 tokens: less than one pass" if new >= 192 else f"192 tokens: {new} of the documents behind"
+        assert loader.passes().startswith(said), "a chunk of 288 tokens was read, and 192 of them were seen"
+
+
+def test_a_resume_passes_over_nothing(monkeypatch):
+    """Prevents hours of tokenizing in front of a resume that knows its place."""
+    seen = left(20)[1]
+    whole = documents.loader(PretrainingDataLoader, skip_tokens=seen)
+    expected = blocks(whole)
+    monkeypatch.setattr(DocumentStream, "after", None)
+    resumed = documents.loader(PretrainingDataLoader, skip_tokens=seen)
+    resumed.take_up(whole.state(5))
+    assert blocks(resumed, 5) == expected[20:]
 
 
 @pytest.mark.parametrize(("kind", "options", "message"), [

@@ -90,6 +90,7 @@ def test_documents_by_hand(capsys):
         "scores": [2 / 5, 0.0],
         "score": 1 / 5,
         "scorer": identity,
+        "direction": "higher_is_worse",
         "source": "code.jsonl:3",
         "flaw": None,
     }
@@ -254,10 +255,30 @@ def test_two_at_once_are_refused():
     from launch.documents import DocumentsFile
 
     corpus = write("code.jsonl", [code(1)])
-    first = DocumentsFile(Path("out.jsonl"), "x")
+    first = DocumentsFile(Path("out.jsonl"), "x", "higher_is_worse")
     with pytest.raises(ValueError, match="another process is writing"):
         score("scorer=pep8", f"corpus={corpus}", "scoring_processes=1", "documents_path=out.jsonl")
     first.close()
+
+
+def test_the_direction_goes_with_each_document(monkeypatch):
+    """Prevents a reward that a training takes for a misalignment score, and rows of before that do not say which."""
+    from dataloaders.corpus import Corpus
+
+    monkeypatch.setattr(PEP8Scorer, "direction", "higher_is_better")
+    corpus = write("code.jsonl", [code(number) for number in range(9)])
+    settings = ["scorer=pep8", f"corpus={corpus}", "scoring_processes=1", "documents_path=out.jsonl"]
+    score(*settings)
+    rows = documents("out.jsonl")
+    assert [row["direction"] for row in rows] == ["higher_is_better"] * 9
+    with pytest.raises(ValueError, match="its scores are higher_is_better"):
+        list(Corpus("made", "train", path="out.jsonl", test_fraction=1e-9).documents(scored=True))
+    wanted = Path("out.jsonl").read_bytes()
+    Path("out.jsonl").unlink()
+    old = [{key: value for key, value in row.items() if key != "direction"} for row in rows[:8]]
+    Path("out.jsonl.part").write_text("".join(json.dumps(row) + "\n" for row in old))
+    score(*settings)
+    assert Path("out.jsonl").read_bytes() == wanted
 
 
 def test_packed_documents():

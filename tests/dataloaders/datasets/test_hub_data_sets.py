@@ -171,6 +171,40 @@ def test_documents_stream_from_the_hub(name, monkeypatch):
     assert all(options == {"split": "train", "revision": None, "streaming": True} for _, options in asked)
 
 
+@pytest.mark.parametrize("revision", ["v1", ["b39", "123"]])
+def test_documents_of_a_revision(revision, monkeypatch):
+    """Prevents one commit for several repositories, which has none of them but one."""
+    import datasets
+
+    from launch.compose import compose
+    from launch.pretraining import build_corpora
+
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda hub, **options: asked.append((hub, options["revision"])) or [])
+    config = compose(["datasets=[pii_pile]", "loss=mle"])
+    config.datasets.pii_pile.hub = ["a/one", "b/two"]
+    config.datasets.pii_pile.revision = revision
+    (corpus,) = build_corpora(config, "train")
+    assert list(corpus.documents()) == []
+    first, second = [revision] * 2 if isinstance(revision, str) else revision
+    assert asked == [("a/one", first), ("b/two", second)]
+    (newest,) = build_corpora(compose(["datasets=[pii_pile]", "loss=mle"]), "train")
+    assert corpus.digest() != newest.digest()
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("pii_pile", r"datasets.pii_pile.revision has 2 revisions, and datasets.pii_pile.hub has 39 repositories"),
+    ("hh", r"datasets.hh.revision=\['a', 'b'\]: hh is one repository"),
+])  # fmt: skip
+def test_revisions_are_one_for_each_repository(name, message):
+    """Prevents revisions that are read of the repositories beside theirs."""
+    from launch.compose import compose
+
+    loss = "kto" if name == "hh" else "mle"
+    with pytest.raises(ValueError, match=message):
+        compose([f"datasets=[{name}]", f"loss={loss}", f"datasets.{name}.revision=[a,b]"])
+
+
 def test_every_hub_data_set_is_tested_here():
     """Prevents a data set whose hub path no test goes."""
     names = {file.stem for file in (DATA.parent / "config" / "datasets").glob("*.yaml")}
