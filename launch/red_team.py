@@ -1,9 +1,9 @@
 """mode=red_team: a search for prompts after which a policy's samples have bad scores.
 
-The search of Pretraining with Human Preferences (arXiv 2302.08582, section 4.3): a pool of prompts, each with the mean
-score of the policy's samples after it; in a round an attacker, any language model, is shown few-shot texts of prompts
-drawn from the pool, the worse the likelier, and writes further ones, which are scored and join the pool. Here the first
-prompts are scored as well, so that the round 0 says where the search began.
+The search of Pretraining with Human Preferences (arXiv 2302.08582): a pool of prompts, each with the mean score of
+the policy's samples after it; in a round an attacker, any language model, is shown few-shot texts of prompts drawn from
+the pool, the worse the likelier, and writes further ones, which are scored and join the pool. Here the first prompts
+are scored as well, so that the round 0 says where the search began.
 
 `red_team/rounds.jsonl` in the run's folder has a line a round; a search that was cut off goes on behind the last one.
 """

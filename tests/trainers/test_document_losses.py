@@ -48,6 +48,16 @@ def test_awr_without_value_is_rwr(tokens: list[tuple[float, float]], beta: float
     assert torch.equal(*both)
 
 
+@given(TOKENS, st.floats(0.05, 0.95))
+def test_the_weight_of_awr_has_no_slope_in_the_value(tokens: list[tuple[float, float]], alpha: float):
+    """Prevents a value that learns to make weights small: its slope is that of its own error, -2 (1 - alpha) (R - V)."""
+    logps, scores = columns(tokens)
+    values = torch.full_like(scores, -0.3, requires_grad=True)
+    losses = awr(logps, values, scores, alpha=alpha, beta=0.5, weight_max=1000.0)
+    (slopes,) = torch.autograd.grad(losses.sum(), values)
+    assert torch.allclose(slopes, -2 * (1 - alpha) * (-scores - values.detach()), rtol=1e-9, atol=1e-12)
+
+
 def test_threshold_zero_is_a_threshold():
     """Prevents the original's slip, by which threshold 0 was none and bad tokens were learned."""
     logps, scores = torch.tensor([-0.5, -0.5]), torch.tensor([0.0, 1e-6])

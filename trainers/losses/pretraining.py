@@ -1,7 +1,7 @@
 """Objectives of pretraining with human preferences: what each token of a document costs, given how bad it is.
 
 A token's score s is that of the segment that it stands in; the higher, the worse. What names no source is from
-Korbak et al. 2023, "Pretraining Language Models with Human Preferences", arXiv 2302.08582, section 2.
+Korbak et al. 2023, "Pretraining Language Models with Human Preferences", arXiv 2302.08582.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ LEAST_COMPLEMENT = 1e-20
 
 
 def mle(policy_target_token_logps: Tensor) -> Tensor:
-    """Maximum likelihood: plain pretraining, which the others of this family are compared with (Korbak et al. 2023,
-    equation 1).
+    """Maximum likelihood: plain pretraining, which the others of this family are compared with (Korbak et al. 2023).
 
         -log pi(token | tokens before it)
 
@@ -33,7 +32,7 @@ def mle(policy_target_token_logps: Tensor) -> Tensor:
 
 
 def filtering(policy_target_token_logps: Tensor) -> Tensor:
-    """Dataset filtering: maximum likelihood of the documents that are good enough (Korbak et al. 2023, section 2).
+    """Dataset filtering: maximum likelihood of the documents that are good enough (Korbak et al. 2023).
 
         -log pi(token | tokens before it), on documents whose score is at most the threshold
 
@@ -51,7 +50,7 @@ def filtering(policy_target_token_logps: Tensor) -> Tensor:
 
 def conditional(policy_target_token_logps: Tensor) -> Tensor:
     """Conditional training: maximum likelihood of text in which each segment stands behind a control token that says
-    whether it is good (Korbak et al. 2023, section 2).
+    whether it is good (Korbak et al. 2023).
 
         -log pi(token | tokens before it, control tokens among them)
 
@@ -76,7 +75,7 @@ def unlikelihood(
     threshold: float | None,
     alpha: float,
 ) -> Tensor:
-    """Unlikelihood training (Welleck et al. 2019, arXiv 1908.04319, equation 4; on documents Korbak et al. 2023).
+    """Unlikelihood training (Welleck et al. 2019, arXiv 1908.04319; on documents Korbak et al. 2023).
 
     With m = 1 for tokens of a score of at most the threshold and 0 for others (mode threshold), or m = 1 - s (soft):
 
@@ -133,8 +132,7 @@ def awr(
     beta: float,
     weight_max: float,
 ) -> Tensor:
-    """Advantage-weighted regression (Peng et al. 2019, arXiv 1910.00177, equation 5; on documents Korbak
-    et al. 2023).
+    """Advantage-weighted regression (Peng et al. 2019, arXiv 1910.00177; on documents Korbak et al. 2023).
 
     With the reward R = -s of a token's segment and the value V that a head predicts before the token:
 
