@@ -96,8 +96,7 @@ def unlikelihood(
         losses (T,), one per token.
     """
     logps, good = policy_target_token_logps, goodness(target_token_scores, mode, threshold)
-    complement = (-torch.expm1(logps)).clamp(min=LEAST_COMPLEMENT).log()
-    return -good * logps - alpha * (1 - good) * complement
+    return -good * logps - alpha * (1 - good) * log_complements(logps)
 
 
 def rwr(policy_target_token_logps: Tensor, target_token_scores: Tensor, *, beta: float, weight_max: float) -> Tensor:
@@ -161,6 +160,11 @@ def awr(
 def goodness(scores: Tensor, mode: str, threshold: float | None) -> Tensor:
     """m (T,) of `unlikelihood`: how much a token of these scores (T,) is to be likely, 1 for good and 0 for bad."""
     return (scores <= threshold).to(scores.dtype) if mode == "threshold" else 1 - scores
+
+
+def log_complements(logps: Tensor) -> Tensor:
+    """log(1 - p) (T,), in nats, of log-probabilities (T,)."""
+    return (-torch.expm1(logps)).clamp(min=LEAST_COMPLEMENT).log()
 
 
 def exponential_weights(advantages: Tensor, beta: float, weight_max: float) -> Tensor:
