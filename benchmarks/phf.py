@@ -30,7 +30,7 @@ from dataloaders.examples import in_test_split
 
 ROOT = Path(__file__).resolve().parents[1]
 OBJECTIVES = ("mle", "filtering", "conditional", "unlikelihood", "awr", "rwr")
-COMPANIONS = ("length", "distinct_2", "blank_lines", "repeated_lines", "parsable")
+COMPANIONS = ("length", "distinct-2-grams", "blank_lines", "repeated_lines", "parsable")
 """Metrics of samples by which a degenerate winner shows."""
 
 
@@ -189,7 +189,7 @@ def beside(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
     """Each objective's figures over those of the first, which is MLE: score, bits per byte, companions."""
 
     def of(row: dict[str, Any]) -> dict[str, float]:
-        (samples,) = row["scenarios"].values()
+        samples = row["scenarios"]["unconditional"]
         found = {name: samples[name]["mean"] for name in COMPANIONS if name in samples}
         return {"score": row["score"]["mean"], "bits_per_byte": row["bits_per_byte"]["mean"], **found}
 

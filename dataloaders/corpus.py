@@ -87,7 +87,7 @@ class Corpus:
                 return
             if number < start:
                 continue
-            document = _read(number, where, row, scored)
+            document = read_document(number, where, row, scored)
             if count:
                 self.rows += 1
                 if isinstance(document, str):
@@ -161,7 +161,7 @@ def _file_digest(file: str) -> list[Any]:
     return [size, digest.hexdigest()]
 
 
-def _read(number: int, where: str, row: Mapping[str, Any], scored: bool) -> Document | str:
+def read_document(number: int, where: str, row: Mapping[str, Any], scored: bool) -> Document | str:
     """The document of a row, or the reason why it cannot be used.
 
     Raises:

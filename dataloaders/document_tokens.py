@@ -99,6 +99,12 @@ class DocumentTokenizer:
                 done[place] = self._tokens(documents[place], ids, offsets, epoch)
         return [done[place] for place in range(len(documents))]
 
+    def text_of(self, document: Document) -> tuple[np.ndarray, np.ndarray]:
+        """Ids (N,) of a document without what begins and ends it, and which of them are no control tokens (N,)."""
+        (made,) = self([document])
+        inside = made.cut(len(self._start), len(made.ids) - len(self._end))
+        return inside.ids, ~np.isin(inside.ids, [self.control.aligned, self.control.misaligned])
+
     def _tokens(self, document: Document, ids: list[int], offsets: list[tuple[int, int]], epoch: int) -> Tokens:
         own = np.asarray(ids, dtype=np.int32)
         last = np.maximum(np.asarray(offsets, dtype=np.int64).reshape(-1, 2)[:, 1] - 1, 0)

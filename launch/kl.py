@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import DictConfig
 
+from dataloaders.corpus import Document, read_document
 from launch import build
 from launch.completions import PREFIX, Completions
 from launch.generation import banned_of, prefix_of
@@ -42,6 +43,7 @@ ENDPOINT_CAVEAT = "the endpoint does not say how likely it was to end, so ends a
 
 def build_reader(config: DictConfig, tokenizer: PreTrainedTokenizerBase) -> Reader:
     """How the policy reads: behind its prefix, with the control tokens left out of its vocabulary."""
+    from dataloaders.document_tokens import Control, DocumentTokenizer
     from models.plain_text import banned_ids, prefix_ids
     from trainers.divergence import Reader
 
@@ -50,7 +52,13 @@ def build_reader(config: DictConfig, tokenizer: PreTrainedTokenizerBase) -> Read
     )  # fmt: skip
     without = dict.fromkeys([*banned_of(config), *control_tokens(config)])
     banned = banned_ids(tokenizer, list(without), "generation.banned_tokens")
-    return Reader(tokenizer, prefix_ids(tokenizer, prefix, key), tuple(banned), config.model.max_length)
+    documents = None
+    if control_tokens(config) and config.loss.threshold is not None:
+        ids = tokenizer.convert_tokens_to_ids(control_tokens(config))
+        control = Control(*ids, config.loss.threshold, drop=0.0, learned=False, seed=0)
+        documents = DocumentTokenizer(tokenizer, control)
+    ids = prefix_ids(tokenizer, prefix, key)
+    return Reader(tokenizer, ids, tuple(banned), config.model.max_length, documents)
 
 
 def build_divergence(
@@ -203,30 +211,28 @@ def _draw_from_endpoint(
 # Held-out documents ------------------------------------------------------------------------------------------------
 
 
-def read_documents(file: str, limit: int | None) -> tuple[list[str], list[float | None]]:
-    """The texts and scores of a JSONL (or .jsonl.gz) of documents; a score that is missing or no number is None.
+def read_documents(file: str, limit: int | None) -> list[Document]:
+    """A JSONL (or .jsonl.gz) of documents, with scores where they have what can be read as such.
 
     Raises:
         ValueError: a line is no JSON object with a text.
     """
-    texts: list[str] = []
-    scores: list[float | None] = []
+    found: list[Document] = []
     for number, line in enumerate(_lines(Path(file).expanduser()), 1):
-        if limit is not None and len(texts) == limit:
+        if limit is not None and len(found) == limit:
             break
         if not line.strip():
             continue
+        where = f"kl.documents={file}, line {number}"
         try:
             row = json.loads(line)
-            text, score = row["text"], row.get("score")
+            document = read_document(number, where, row, scored=False)
         except (ValueError, KeyError, TypeError, AttributeError):
-            text, score = None, None
-        if not isinstance(text, str):
-            raise ValueError(f'kl.documents={file}, line {number}: every line must be {{"text": "...", ...}}.')
-        known = isinstance(score, int | float) and not isinstance(score, bool) and score == score
-        texts.append(text)
-        scores.append(float(score) if known else None)
-    return texts, scores
+            raise ValueError(f'{where}: every line must be {{"text": "...", ...}}.') from None
+        if isinstance(document, str):  # why it is nothing to train on; its text can be measured all the same
+            document = Document(number, str(row.get("text") or ""), np.zeros(0, dtype=np.int64), np.zeros(0))
+        found.append(document)
+    return found
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -269,7 +275,7 @@ def measure(config: DictConfig, folder: Path, saved: str | None) -> dict[str, An
             "same_tokenizer": same, "ended": sum(one.ended for one in samples), "notes": notes,
         }  # fmt: skip
     if documents is not None:
-        found |= _held_out(config, policy, reader, *documents)
+        found |= _held_out(config, policy, reader, documents)
     if distributed.rank() == 0:
         print(json.dumps(found, indent=1))
         folder.mkdir(parents=True, exist_ok=True)
@@ -278,20 +284,27 @@ def measure(config: DictConfig, folder: Path, saved: str | None) -> dict[str, An
     return found
 
 
-def _held_out(
-    config: DictConfig, policy: Any, reader: Reader, texts: list[str], scores: list[float | None]
-) -> dict[str, Any]:
+def _held_out(config: DictConfig, policy: Any, reader: Reader, documents: list[Document]) -> dict[str, Any]:
     from trainers.divergence import bits_per_byte
 
     threshold = config.kl.aligned_threshold
-    held_out = bits_per_byte(policy, reader, texts, scores, threshold)
+    held_out = bits_per_byte(policy, reader, documents, threshold)
     found: dict[str, Any] = {"bits_per_byte": held_out.everything.as_json()}
     if held_out.aligned is not None:
         found["bits_per_byte_aligned"] = held_out.aligned.as_json()
     elif threshold is not None:
         log.warning("no document has a score of at most kl.aligned_threshold=%g", threshold)
+    if held_out.with_control_tokens is not None:
+        found["bits_per_byte_with_control_tokens"] = held_out.with_control_tokens.as_json()
     found["held_out"] = {
-        "documents": config.kl.documents, "aligned_threshold": threshold, "left_out": held_out.left_out,
-        "without_score": sum(score is None for score in scores),
+        "documents": config.kl.documents, "documents_sha256": _digest(Path(config.kl.documents).expanduser()),
+        "aligned_threshold": threshold, "left_out": held_out.left_out,
+        "without_score": sum(document.score is None for document in documents),
+        "with_control_tokens_before_segments": held_out.told,
     }  # fmt: skip
     return found
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

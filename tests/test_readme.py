@@ -135,7 +135,7 @@ def test_the_pretraining_runs(tmp_path):
     small = (
         "task.n_tokens=4096 task.shuffle_buffer=16 n_eval_examples=2 model.max_length=128 model.max_prompt_length=64"
     )
-    script = script.replace("task.n_tokens=4000000", small).replace("batch_size=32", "batch_size=8")
+    script = script.replace("task.n_tokens=1600000", small).replace("batch_size=4", "batch_size=8")
     script = script.replace("n_samples=2048", "n_samples=8").replace("max_new_tokens=192", "max_new_tokens=16")
     script = script.replace("kl.documents=held_out.jsonl", "kl.documents=held_out.jsonl ++kl.n_documents=4")
     printed = run(["bash", "-euc", as_script(script)], tmp_path)

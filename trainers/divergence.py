@@ -2,8 +2,9 @@
 
 KL(reference, policy) = E[log p_reference(x) - log p_policy(x)] over the reference's own unconditional samples x, in
 nats: the mean over samples is an unbiased estimate of it. What is scored are the tokens of the text and, where a sample
-ended by itself, the token that ended it; padding and control tokens are not. A policy with control tokens reads a
-prefix of them first, and its probabilities are those given that no control token comes next, as it is sampled.
+ended by itself, the token that ended it; padding and control tokens are not. A policy with control tokens reads that of
+good text first, and held-out documents with a control token before each segment, as in training; its probabilities are
+those given that no control token comes next.
 
 With another tokenizer the two are compared on text: the policy is given the text in its own tokens, whose probability
 is at most that of the text (other ways to cut it add to it), so that the divergence is too high by a little.
@@ -30,6 +31,8 @@ from trainers.rehearsal import generators_kept
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from dataloaders.corpus import Document
+    from dataloaders.document_tokens import DocumentTokenizer
     from trainers.basic import BasicTrainer
 
 
@@ -58,6 +61,7 @@ class Reader:
     Attributes:
         prefix: ids (N,) between the start token and the text.
         control: tokens that never come next.
+        documents: puts control tokens before the segments of documents whose scores are known; None: nothing does.
         max_length: tokens of a text with what stands before it.
     """
 
@@ -65,6 +69,7 @@ class Reader:
     prefix: np.ndarray
     control: tuple[int, ...] = ()
     max_length: int = 1024
+    documents: DocumentTokenizer | None = None
 
     @property
     def head(self) -> np.ndarray:
@@ -84,6 +89,19 @@ class Reader:
                 f"model.max_length={self.max_length}: lower kl.max_new_tokens, or raise it."
             )
         return ScoredSequence(self.head, response, np.ones(len(response), dtype=bool))
+
+    def pieces(self, document: Document) -> list[ScoredSequence]:
+        """A document without its end, cut into pieces of at most max_length tokens, each read from its own start; what
+        is scored is the text."""
+        head, room = self.head, self.max_length - len(self.head)
+        if self.documents is None or not len(document.scores):
+            ids = token_ids(self.tokenizer, document.text)
+            is_text = np.ones(len(ids), dtype=bool)
+        else:
+            head = start_ids(self.tokenizer)
+            ids, is_text = self.documents.text_of(document)
+        places = range(0, len(ids), room)
+        return [ScoredSequence(head, ids[place : place + room], is_text[place : place + room]) for place in places]
 
 
 @dataclass(frozen=True)
@@ -188,56 +206,59 @@ class HeldOut:
 
     Attributes:
         aligned: of the documents whose score is at most the threshold; None without scores, or without such ones.
+        with_control_tokens: with the bits of the control tokens before segments as well: at least what the
+            text takes without being told any; None where nothing has such tokens before its segments.
         left_out: documents that are empty or hold half a surrogate pair, which no tokenizer reads.
+        told: documents that were read with control tokens before their segments.
     """
 
     everything: Estimate
     aligned: Estimate | None
+    with_control_tokens: Estimate | None
     left_out: int
+    told: int
 
 
 def bits_per_byte(
-    model: PreTrainedModel,
-    reader: Reader,
-    texts: Sequence[str],
-    scores: Sequence[float | None] | None = None,
-    threshold: float | None = None,
+    model: PreTrainedModel, reader: Reader, documents: Sequence[Document], threshold: float | None = None
 ) -> HeldOut:
     """The bits that a model needs for a byte of documents, with the interval of a bootstrap over documents.
 
-    A document longer than the model's length is cut into pieces, each read from its own start; its end is not scored.
     All processes call it and each computes its share.
 
     Args:
-        texts: documents.
-        scores: of each document; None where it is not known: such a document is in `everything` only.
+        documents: whose `score` is None where it is not known: such a document is in `everything` only.
         threshold: at most that score is aligned.
 
     Raises:
         ValueError: no document is left.
     """
-    kept = [index for index, text in enumerate(texts) if text and _is_readable(text)]
+    kept = [document for document in documents if document.text and _is_readable(document.text)]
     if not kept:
         raise ValueError("there is no held-out document with text in it.")
-    room = reader.max_length - len(reader.head)
-    pieces: list[ScoredSequence] = []
-    owners: list[int] = []
-    for number, index in enumerate(kept):
-        ids = token_ids(reader.tokenizer, texts[index])
-        for start in range(0, len(ids), room):
-            pieces.append(reader.sequence(ids[start : start + room], ended=False))
-            owners.append(number)
-    logps = _of_all_processes(model, pieces, reader.control)
-    bits = np.bincount(owners, weights=-logps / math.log(2), minlength=len(kept))
-    sizes = np.array([len(texts[index].encode()) for index in kept], dtype=np.float64)
-    good = []
-    if scores is not None and threshold is not None:
-        known = [(number, scores[index]) for number, index in enumerate(kept)]
-        good = [number for number, score in known if score is not None and score <= threshold]
+    pieces = [reader.pieces(document) for document in kept]
+    owners = [number for number, some in enumerate(pieces) for _ in some]
+    flat = [piece for some in pieces for piece in some]
+    sizes = np.array([len(document.text.encode()) for document in kept], dtype=np.float64)
+
+    def bits(sequences: Sequence[ScoredSequence], control: Sequence[int]) -> np.ndarray:
+        logps = _of_all_processes(model, sequences, control)
+        return np.bincount(owners, weights=-logps / math.log(2), minlength=len(kept))
+
+    of_text = bits(flat, reader.control)
+    told = sum(not all(piece.scored.all() for piece in some) for some in pieces)
+    whole = [piece._replace(scored=np.ones_like(piece.scored)) for piece in flat]
+    good = [
+        number
+        for number, document in enumerate(kept)
+        if threshold is not None and document.score is not None and document.score <= threshold
+    ]
     return HeldOut(
-        ratio_estimate(bits, sizes),
-        ratio_estimate(bits[good], sizes[good]) if good else None,
-        len(texts) - len(kept),
+        ratio_estimate(of_text, sizes),
+        ratio_estimate(of_text[good], sizes[good]) if good else None,
+        ratio_estimate(bits(whole, ()), sizes) if told else None,
+        len(documents) - len(kept),
+        told,
     )
 
 

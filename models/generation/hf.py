@@ -36,22 +36,37 @@ class Completion:
 
 
 class _Ended(StoppingCriteria):
-    """Stops nothing; moves the progress bar on for each completion of a batch that has ended."""
+    """Moves the progress bar on for each completion of a batch that has ended.
 
-    def __init__(self, stop_ids: Sequence[int], progress: tqdm):
+    Where some tokens do not count, it also ends the completions that have as many others as they may; without such
+    tokens it stops nothing.
+    """
+
+    def __init__(self, stop_ids: Sequence[int], uncounted_ids: Sequence[int], progress: tqdm):
         self.stop_ids = stop_ids
+        self.uncounted_ids = uncounted_ids
         self.progress = progress
         self.ended: torch.Tensor | None = None
         self.count = 0
+        self.room: torch.Tensor | None = None
+        """(batch,) how many more counted tokens each completion may have; None where all tokens count."""
+
+    def begin(self, room: Sequence[int]) -> None:
+        """Before a batch."""
+        self.room = torch.tensor(room) if self.uncounted_ids else None
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> torch.Tensor:
-        """(batch,) bool, none of them true."""
-        now = torch.isin(input_ids[:, -1], torch.tensor(self.stop_ids, device=input_ids.device))
-        self.ended = now if self.ended is None else self.ended | now
+        """(batch,) bool: the completions that have no room left."""
+        last = input_ids[:, -1].cpu()
+        now, full = torch.isin(last, torch.tensor(self.stop_ids)), torch.zeros(len(last), dtype=torch.bool)
+        if self.room is not None:
+            self.room -= (~torch.isin(last, torch.tensor(self.uncounted_ids))).long()
+            full = self.room <= 0
+        self.ended = now | full if self.ended is None else self.ended | now | full
         count = int(self.ended.sum())
         self.progress.update(count - self.count)
         self.count = count
-        return torch.zeros_like(now)
+        return full.to(input_ids.device)
 
 
 class Nucleus(LogitsProcessor):
@@ -98,6 +113,7 @@ class HFGenerator:
         top_k: so many of the likeliest tokens are sampled from, before top_p; 0: all.
         min_new_tokens: a completion is not ended before it has so many.
         banned_ids: tokens that are never taken.
+        uncounted_ids: tokens that are no part of a text, and of max_new_tokens, as long as there are no more of them.
     """
 
     def __init__(
@@ -115,9 +131,11 @@ class HFGenerator:
         top_k: int = 0,
         min_new_tokens: int = 0,
         banned_ids: Collection[int] = (),
+        uncounted_ids: Collection[int] = (),
     ):
         self.model = model
         self.stop_ids = sorted(stop_ids)
+        self.uncounted_ids = sorted(uncounted_ids)
         self.pad_id = pad_id
         self.max_length = max_length
         self.max_new_tokens = max_new_tokens
@@ -136,7 +154,7 @@ class HFGenerator:
             self._settings["min_new_tokens"] = min_new_tokens
 
     def room(self, prompt: np.ndarray) -> int:
-        """How many tokens a completion of this prompt may have."""
+        """How many tokens a completion of this prompt may have, those that do not count left out."""
         left = self.max_length - len(prompt)
         return left if self.max_new_tokens is None else min(left, self.max_new_tokens)
 
@@ -160,9 +178,9 @@ class HFGenerator:
             for start in starts:
                 batch = order[start : start + self.batch_size]
                 torch.manual_seed(self.seed + start)
-                ended = _Ended(self.stop_ids, progress)
+                ended = _Ended(self.stop_ids, self.uncounted_ids, progress)
                 for index, ids in zip(batch, self._batch([prompts[index] for index in batch], ended), strict=True):
-                    completions[index] = self._finish(ids, self.room(prompts[index]))
+                    completions[index] = self._finish(ids, prompts[index])
                 progress.update(len(batch) - ended.count)
             progress.close()
         return [completions.get(index) for index in range(len(prompts))]
@@ -174,7 +192,8 @@ class HFGenerator:
         for row, prompt in enumerate(prompts):
             ids[row, width - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
             mask[row, width - len(prompt) :] = 1
-        config = GenerationConfig(**self._settings, max_new_tokens=max(self.room(prompt) for prompt in prompts))
+        ended.begin([self.room(prompt) for prompt in prompts])
+        config = GenerationConfig(**self._settings, max_new_tokens=max(map(self._longest, prompts)))
         device = self.model.device
         output = self.model.generate(
             input_ids=ids.to(device),
@@ -185,8 +204,14 @@ class HFGenerator:
         )
         return output[:, width:].cpu().numpy()
 
-    def _finish(self, ids: np.ndarray, room: int) -> Completion:
-        ends = np.flatnonzero(np.isin(ids[:room], self.stop_ids))
+    def _longest(self, prompt: np.ndarray) -> int:
+        """Tokens of a completion of this prompt, those that do not count among them."""
+        return min(self.room(prompt) * (2 if self.uncounted_ids else 1), self.max_length - len(prompt))
+
+    def _finish(self, ids: np.ndarray, prompt: np.ndarray) -> Completion:
+        counted = np.cumsum(~np.isin(ids, self.uncounted_ids))
+        ids = ids[: self._longest(prompt)][counted[: self._longest(prompt)] <= self.room(prompt)]
+        ends = np.flatnonzero(np.isin(ids, self.stop_ids))
         if len(ends):
             return Completion(ids[: ends[0]], int(ids[ends[0]]))
-        return Completion(ids[:room], None)
+        return Completion(ids, None)

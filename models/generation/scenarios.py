@@ -58,7 +58,7 @@ class Drawn:
 
     Attributes:
         completion: its text, without prompt, special and control tokens.
-        tokens: how many it has.
+        tokens: how many it has, control tokens left out.
         finish_reason: `stop` or `length`.
     """
 
@@ -114,23 +114,24 @@ class Drawing:
         """
         from models.generation.hf import HFGenerator
 
-        prompts = self.prompts(scenario)
+        prompts, control = self.prompts(scenario), self.control_ids(scenario)
         generator = HFGenerator(
             model, stop_ids={self.tokenizer.eos_token_id}, pad_id=self.tokenizer.pad_token_id,
             temperature=scenario.temperature, top_p=scenario.top_p, top_k=scenario.top_k, max_length=self.max_length,
             max_new_tokens=scenario.max_new_tokens, min_new_tokens=scenario.min_new_tokens,
             batch_size=self.batch_size, seed=scenario.seed(self.seed), banned_ids=self.banned_ids,
+            uncounted_ids=control - {*self.banned_ids},
         )  # fmt: skip
         with plain_attention(model):
             completions = generator.generate(prompts, f"sampling {scenario.name}", part, parts)
-        control, head = self.control_ids(scenario), 1 + len(scenario.prefix_ids)
+        head = 1 + len(scenario.prefix_ids)
         return [
             None
             if completion is None
             else Drawn(
                 text,
                 text_after(self.tokenizer, ids[head:], completion.ids, control),
-                len(completion.ids),
+                int((~np.isin(completion.ids, list(control))).sum()),
                 completion.finish_reason,
             )
             for text, ids, completion in zip(scenario.prompts_in_order(self.seed), prompts, completions, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 from pathlib import Path
 
@@ -118,6 +119,7 @@ def test_held_out_documents(cache: Path, tmp_path):
     result = measured(cache, "kl.reference=null", f"kl.documents={file}", "kl.aligned_threshold=0.1")
     assert result["bits_per_byte"]["n"] == 3 and result["bits_per_byte_aligned"]["n"] == 1
     assert result["held_out"]["without_score"] == 1 and "kl" not in result
+    assert result["held_out"]["documents_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
     assert measured(cache, f"kl.documents={file}", "kl.n_documents=2")["bits_per_byte"]["n"] == 2
     wrong = tmp_path / "wrong.jsonl"
     wrong.write_text('{"text": "a"}\n{"txt": "b"}\n')

@@ -83,6 +83,26 @@ def test_a_prompt_gets_the_room_that_it_has():
     assert [len(completion.ids) for completion in completions] == [8, 2]
 
 
+def test_tokens_that_are_no_text_take_no_room():
+    """Prevents samples of a model with control tokens that hold less text than others do, and a stop that moves.
+
+    What comes is what would come anyway: a longer completion's beginning that has so many tokens of text.
+    """
+    model, uncounted = tiny.tiny_model(), range(1, tiny.VOCABULARY, 2)
+    options = {"temperature": 1.0, "stop_ids": {-1}, "batch_size": 5}
+    longer = generator(model, max_new_tokens=16, **options).generate(PROMPTS)
+    found = generator(model, uncounted_ids=uncounted, **options).generate(PROMPTS)
+    for one, other in zip(found, longer, strict=True):
+        assert one.ids.tolist() == other.ids[: len(one.ids)].tolist() and one.end is None
+        assert sum(token % 2 == 0 for token in one.ids) == 8 or len(one.ids) == 16, "at most as many as of text"
+    assert any(8 < len(one.ids) < 16 for one in found)
+    stop = int(found[0].ids[-1])
+    ended = generator(model, uncounted_ids=uncounted, **options | {"stop_ids": {stop}}).generate(PROMPTS)[0]
+    assert ended.end == stop and ended.ids.tolist() == found[0].ids[: found[0].ids.tolist().index(stop)].tolist()
+    short = generator(model, uncounted_ids=uncounted, max_length=15, **options).generate(PROMPTS)
+    assert [len(one.ids) for one in short][2] == 3, "no longer than max_length leaves"
+
+
 def test_the_models_own_sampling_settings_do_not_interfere():
     """Prevents a greedy run that samples, and a top-k that nobody asked for, because the model's folder says so."""
     model = tiny.tiny_model()

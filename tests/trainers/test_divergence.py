@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
 
+from dataloaders.corpus import Document
+from dataloaders.document_tokens import Control, DocumentTokenizer
 from models.byte_tokenizer import byte_tokenizer
 from models.generation.hf import HFGenerator
 from models.logprobs import ScoredSequence
@@ -36,6 +39,10 @@ def samples_of(model, count: int, length: int, seed: int = 0) -> list[ReferenceS
         ReferenceSample("", tuple(map(int, one.ids)), logp, len(some.response), one.end is not None)
         for one, some, logp in zip(drawn, sequences, logps, strict=True)
     ]
+
+
+def document(text: str, score: float | None = None, scores: Sequence[float] = (), ends: Sequence[int] = ()) -> Document:
+    return Document(0, text, np.array(ends), np.array(scores), score)
 
 
 def next_token(model, *contexts: list[int]) -> torch.Tensor:
@@ -149,7 +156,8 @@ def test_bits_per_byte_of_a_model_that_knows_nothing():
     with torch.no_grad():
         model.get_output_embeddings().weight.zero_()
     texts = ["é" * 100, "abc", "", "\ud800", "x" * 500]
-    found = bits_per_byte(model, reader(), texts, [0.5, 0.0, 0.0, 0.0, None], threshold=0.1)
+    texts = [document(text, score) for text, score in zip(texts, [0.5, 0.0, 0.0, 0.0, None], strict=True)]
+    found = bits_per_byte(model, reader(), texts, threshold=0.1)
     assert found.everything.mean == pytest.approx(math.log2(tiny.VOCABULARY), abs=1e-4)
     assert (found.everything.count, found.left_out) == (3, 2)
     assert found.aligned.count == 1, "a document without a score is not an aligned one"
@@ -157,7 +165,7 @@ def test_bits_per_byte_of_a_model_that_knows_nothing():
     assert without.everything.mean == pytest.approx(math.log2(tiny.VOCABULARY - 2), abs=1e-4)
     assert without.aligned is None
     with pytest.raises(ValueError, match="no held-out document"):
-        bits_per_byte(model, reader(), ["", "\ud800"])
+        bits_per_byte(model, reader(), [document(""), document("\ud800")])
 
 
 def test_bits_per_byte_by_hand():
@@ -165,5 +173,36 @@ def test_bits_per_byte_by_hand():
     model = tiny.tiny_model()
     ids = byte_tokenizer()("ab", add_special_tokens=False).input_ids
     logp = next_token(model, [START])[0, ids[0]] + next_token(model, [START, ids[0]])[0, ids[1]]
-    found = bits_per_byte(model, reader(), ["ab", "ab"])
+    found = bits_per_byte(model, reader(), [document("ab")] * 2)
     assert found.everything.mean == pytest.approx(-float(logp) / math.log(2) / 2, abs=1e-5)
+    assert found.with_control_tokens is None and found.told == 0
+
+
+def test_documents_are_read_with_control_tokens_before_their_segments():
+    """Prevents a conditional model that is measured as it was never trained, and control tokens that count as text.
+
+    Tokens 7 and 8 are control tokens: by hand, the text's tokens among all others, and all of them among all.
+    """
+    model, tokenizer, control = tiny.tiny_model(), byte_tokenizer(), (7, 8)
+    a, b = tokenizer("ab", add_special_tokens=False).input_ids
+    segments = DocumentTokenizer(tokenizer, Control(*control, 0.5, drop=0.0, learned=False, seed=0))
+    told = reader(control=control, prefix=np.array([7], dtype=np.int32), documents=segments)
+    contexts = [[START], [START, 8], [START, 8, a], [START, 8, a, 7]]
+    logps = [next_token(model, context)[0] for context in contexts]
+    others = [some.clone().index_fill_(0, torch.tensor(control), -torch.inf).log_softmax(-1) for some in logps]
+    made = document("ab", 0.4, scores=[0.7, 0.5], ends=[1, 2])
+    found = bits_per_byte(model, told, [made] * 2)
+    text = float(others[1][a] + others[3][b])
+    assert found.everything.mean == pytest.approx(-text / math.log(2) / 2, abs=1e-5)
+    whole = float(logps[0][8] + logps[1][a] + logps[2][7] + logps[3][b])
+    assert found.with_control_tokens.mean == pytest.approx(-whole / math.log(2) / 2, abs=1e-5)
+    assert (found.told, found.aligned, found.left_out) == (2, None, 0)
+    without_scores = bits_per_byte(model, told, [document("ab")] * 2)
+    first = next_token(model, [START, 7])[0].index_fill(0, torch.tensor(control), -torch.inf).log_softmax(-1)
+    second = next_token(model, [START, 7, a])[0].index_fill(0, torch.tensor(control), -torch.inf).log_softmax(-1)
+    assert without_scores.everything.mean == pytest.approx(-float(first[a] + second[b]) / math.log(2) / 2, abs=1e-5)
+    assert without_scores.told == 0 and without_scores.with_control_tokens is None
+    long = document("ab" * 60, 0.5, scores=[0.7, 0.5] * 60, ends=range(1, 121))
+    assert sum(len(piece.scored) - int(piece.scored.sum()) for piece in told.pieces(long)) == 120
+    assert all(len(piece.prompt) + len(piece.response) <= 64 for piece in told.pieces(long))
+    assert bits_per_byte(model, told, [long, made], threshold=0.4).aligned.count == 1, "at most, not below"
