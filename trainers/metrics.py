@@ -43,7 +43,7 @@ class Averages:
         self.counts[name] += values.numel()
 
     def add_weighted(self, name: str, values: torch.Tensor, weights: torch.Tensor) -> None:
-        """Adds values (N,) to a mean that is weighted: `weights` (N,), at least 0, multiply the sum and are the count."""
+        """Adds values (N,) to a weighted mean: `weights` (N,), at least 0, multiply the sum and are the count."""
         weights = weights.detach().cpu().double()
         self.sums[name] += float((values.detach().cpu().double() * weights).sum())
         self.counts[name] += float(weights.sum())

@@ -53,7 +53,7 @@ def test_awr_without_value_is_rwr(tokens: list[tuple[float, float]], beta: float
 
 @given(TOKENS, st.floats(0.05, 0.95))
 def test_the_weight_of_awr_has_no_slope_in_the_value(tokens: list[tuple[float, float]], alpha: float):
-    """Prevents a value that learns to make weights small: its slope is that of its own error, -2 (1 - alpha) (R - V)."""
+    """Prevents a value that learns to make weights small: its slope is that of its error, -2 (1 - alpha) (R - V)."""
     logps, scores = columns(tokens)
     values = torch.full_like(scores, -0.3, requires_grad=True)
     losses = awr(logps, values, scores, alpha=alpha, beta=0.5, weight_max=1000.0)
