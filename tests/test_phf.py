@@ -15,7 +15,7 @@ SMALL = [
     "model.shape.hidden_size=128", "model.shape.intermediate_size=512", "model.shape.attention_heads=4",
     "model.shape.key_value_heads=4", "model.shape.head_size=32", "model.shape.parameters=450000",
     "model.max_length=128", "model.max_prompt_length=64", "model.batch_size=4", "lr=5e-3", "n_eval_examples=8",
-    "generation.scenarios.unconditional.max_new_tokens=48",
+    "generation.scenarios.unconditional.max_new_tokens=48", "generation.scenarios.functions=null",
 ]  # fmt: skip
 
 
