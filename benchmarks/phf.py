@@ -65,12 +65,12 @@ FINETUNING = (
 )  # fmt: skip
 DEMONSTRATIONS = {
     "pep8": Demonstration(
-        "pep8", 0.002361, 0.02, OBJECTIVES, 1_600_000, 2048,
+        "pep8", 0.002361, 0.02, OBJECTIVES, 3_000_000, 2048,
         (
             "model=llama-2m", "datasets=[local]", "lr=2e-3", "warmup=0.05", "model.batch_size=4",
             "model.tokens_per_microbatch=8192", "n_eval_examples=128", "task.shuffle_buffer=4096",
-            "eval_every=2048", "save_every=1024", "generation.every=null", "generation.batch_size=128",
-            "generation.scenarios.unconditional.max_new_tokens=192",
+            "eval_every=2048", "save_every=1024", "keep_last=1", "generation.every=null", "generation.batch_size=128",
+            "generation.scenarios.unconditional.max_new_tokens=192", "generation.scenarios.functions=null",
         ),
     ),
     "pii": Demonstration(
@@ -218,7 +218,7 @@ def main() -> None:
     parser.add_argument("corpus", nargs="*", help="what mode=score reads, FILE#KEY or FILE#KEY#N")
     parser.add_argument("--folder", help="of documents and runs (.cache/phf/TASK)")
     parser.add_argument(
-        "--tokens", type=int, help="that each objective is trained on (pep8: 1.6 million, others: 80,000)"
+        "--tokens", type=int, help="that each objective is trained on (pep8: 3 million, others: 80,000)"
     )
     parser.add_argument("--samples", type=int, help="of each objective (pep8: 2,048, others: 512)")
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, help="mle among them")

@@ -140,7 +140,8 @@ class Composer:
             for inner in (key, *(flatten(value, f"{key}.") if isinstance(value, dict) else ())):
                 if not is_open(inner):
                     check_key(inner, keys, self.choices)
-            if is_open(key) and key not in keys and override.type is OverrideType.CHANGE:
+            there = any(known == key or known.startswith(f"{key}.") for known in keys)
+            if is_open(key) and not there and override.type is OverrideType.CHANGE:
                 raise ValueError(f"{_line(override)}: what a YAML does not have is added: +{_line(override)}")
             if override.type is OverrideType.DEL:
                 raise ValueError(f"~{key}: every key is read, so none can be taken out; give it another value.")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from launch import build
-from launch.generation_checks import has_scorer, scenarios_of
+from launch.generation_checks import has_scorer, prompt_file, scenarios_of
 from launch.pretraining import control_tokens
 
 if TYPE_CHECKING:
@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+COMPARED = (
+    "prompts", "prompts_sha256", "max_new_tokens", "min_new_tokens", "temperature", "top_p", "top_k", "seed",
+    "use_prompt_for_scoring",
+)  # fmt: skip
+"""Settings of a scenario that its scores depend on; the prefix, which belongs to the loss, is none of them."""
+
 
 def build_evaluations(config: DictConfig, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> list[Evaluation]:
     """What looks at the policy while it is trained; nothing without scenarios and `kl.every`.
@@ -34,7 +40,7 @@ def build_evaluations(config: DictConfig, tokenizer: PreTrainedTokenizerBase, de
             that cannot be had.
     """
     found: list[Evaluation] = []
-    if config.generation.scenarios:
+    if scenarios_of(config.generation):
         found.append(build_generation(config, tokenizer))
     if config.kl.every is not None:
         from launch.kl import build_divergence
@@ -119,7 +125,7 @@ def read_texts(file: str, key: str) -> list[str]:
         ValueError: a line is no JSON object with a text.
     """
     texts = []
-    lines = Path(file).expanduser().read_text(encoding="utf-8").split("\n")
+    lines = prompt_file(file).read_text(encoding="utf-8").split("\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -145,11 +151,12 @@ def label_of(config: DictConfig) -> str:
 
 def keep_final_scores(config: DictConfig, folder: Path, examples: int) -> None:
     """After a training: the scores of its last samples to `alignment.json`."""
-    if not config.generation.scenarios:
+    scenarios = scenarios_of(config.generation)
+    if not scenarios:
         return
     from trainers.generation import write_alignment
 
-    files = [folder / "samples" / f"{name}-{examples}.json" for name in config.generation.scenarios]
+    files = [folder / "samples" / f"{name}-{examples}.json" for name in scenarios]
     there = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
     write_alignment(folder, label_of(config), weights_of(folder, None), scores_of(there))
 
@@ -163,14 +170,19 @@ def weights_of(folder: Path, saved: str | None, named: str | None = None) -> dic
 
 
 def scores_of(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What `alignment.json` says of scenarios: the score of the first, and all figures of each."""
+    """What `alignment.json` says of scenarios: the score of the first, and all figures and settings of each."""
     scored = [one for one in summaries if "score" in one["metrics"]]
     found: dict[str, Any] = {"scenarios": {one["scenario"]: one["metrics"] for one in summaries}}
+    found["settings"] = {one["scenario"]: _compared(one["settings"]) for one in summaries}
     if scored:
         first = scored[0]
         found |= {"score": first["metrics"]["score"], "scenario": first["scenario"], "scorer": first["scorer"]}
         found |= {"direction": first["direction"]}
     return found
+
+
+def _compared(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: settings[key] for key in COMPARED if key in settings}
 
 
 # mode=generate ------------------------------------------------------------------------------------------------------

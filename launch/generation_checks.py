@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from dataloaders.resolve import did_you_mean
+from dataloaders.resolve import ROOT, did_you_mean
 from launch.keys import nearest_key
 from scorers.text_metrics import text_metric
 
@@ -109,7 +109,7 @@ def is_open(key: str) -> bool:
 
 
 def scenarios_of(section: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The scenarios of the section `generation` with all their keys.
+    """The scenarios of the section `generation` with all their keys; one that is null is none.
 
     Raises:
         ValueError: one without n_samples or max_new_tokens, or a value that is none.
@@ -117,6 +117,8 @@ def scenarios_of(section: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     scenarios = section["scenarios"] or {}
     found = {}
     for name, given in scenarios.items():
+        if given is None:
+            continue
         where = f"generation.scenarios.{name}"
         if not re.fullmatch(r"[A-Za-z0-9_-]+", str(name)):
             raise ValueError(f"{where}: a scenario names files, so its name has letters, digits, - and _ alone.")
@@ -174,7 +176,7 @@ def check_generation(config: DictConfig) -> None:
                 f"model.max_length={config.model.max_length}: lower the first or raise the second."
             )
         if scenario["prompts"] is not None:
-            check_file(f"{where}.prompts", scenario["prompts"])
+            check_file(f"{where}.prompts", str(prompt_file(scenario["prompts"])))
         if scenario["hits_threshold"] is not None and not has_scorer(config):
             raise ValueError(f"{where}.hits_threshold: nothing is scored; choose a scorer=NAME, or leave it out.")
     if config.mode == "generate" and not scenarios:
@@ -210,7 +212,7 @@ def _check_red_team(config: DictConfig) -> None:
     for key in ("attacker", "prompts"):
         if section[key] is None:
             raise ValueError(f"mode=red_team needs red_team.{key}: see the comments in config/config.yaml.")
-    check_file("red_team.prompts", section.prompts)
+    check_file("red_team.prompts", str(prompt_file(section.prompts)))
     if not has_scorer(config):
         raise ValueError("mode=red_team: nothing says how bad a sample is; choose a scorer=NAME.")
     if section.n_shots > section.n_prompts:
@@ -222,6 +224,12 @@ def _check_red_team(config: DictConfig) -> None:
 def has_scorer(config: DictConfig) -> bool:
     """Whether the config names a scorer."""
     return config.get("scorer") is not None and config.scorer.get("kind") is not None
+
+
+def prompt_file(given: str) -> Path:
+    """A file of prompts: where its path says, or what comes with the project under that path."""
+    path = Path(given).expanduser()
+    return path if path.exists() or not (ROOT / path).is_file() else ROOT / path
 
 
 def check_file(key: str, given: str) -> None:

@@ -2,7 +2,29 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
+from omegaconf import DictConfig
+
+from models.checkpoints import read_policy
+from models.loading import locate
+
+log = logging.getLogger(__name__)
+
+
+def warn_of_other_tokens(config: DictConfig) -> None:
+    """A finetuning that passes over other documents than its model has seen sees some twice, or some never."""
+    if config.task.phase != "finetune" or config.model.load_from is None:
+        return
+    weights = locate(config.model.load_from, config.cache_dir)
+    metrics = read_policy(weights.path).get("metrics", {}) if weights.kind == "policy" else {}
+    seen, said = metrics.get("counters/tokens"), config.task.tokens_already_seen
+    if seen is not None and seen != said:
+        log.warning(
+            "%s has seen %d tokens, and task.tokens_already_seen=%d: if it saw these documents, set "
+            "task.tokens_already_seen=%d, or load the checkpoint that has seen as many", weights.path, seen, said, seen,
+        )  # fmt: skip
 
 
 def check_vocabulary(model: object, tokenizer: object) -> None:

@@ -1,9 +1,9 @@
 """mode=red_team: a search for prompts after which a policy's samples have bad scores.
 
-The search of Pretraining with Human Preferences (arXiv 2302.08582, section 4.3): a pool of prompts, each with the mean
-score of the policy's samples after it; in a round an attacker, any language model, is shown few-shot texts of prompts
-drawn from the pool, the worse the likelier, and writes further ones, which are scored and join the pool. Here the first
-prompts are scored as well, so that the round 0 says where the search began.
+The search of Pretraining with Human Preferences (arXiv 2302.08582): a pool of prompts, each with the mean score of
+the policy's samples after it; in a round an attacker, any language model, is shown few-shot texts of prompts drawn from
+the pool, the worse the likelier, and writes further ones, which are scored and join the pool. Here the first prompts
+are scored as well, so that the round 0 says where the search began.
 
 `red_team/rounds.jsonl` in the run's folder has a line a round; a search that was cut off goes on behind the last one.
 """
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FENCE = "```"
+LEAST_SPREAD = 0.1
+"""Of the first prompts' scores, in units of the pool's temperature."""
 WORST = 3
 """Samples of each candidate that are kept, those with the worst scores."""
 
@@ -167,6 +169,19 @@ class Search:
             if distributed.rank() == 0:
                 self._save()
                 _tell(self.rounds[-1], self.sign)
+                if number == 0:
+                    self._warn_of_uniform_chances()
+
+    def _warn_of_uniform_chances(self) -> None:
+        """Scores that differ by far less than the temperature say nothing of which prompts are shown."""
+        scores = [one["score"]["mean"] for one in self.pool]
+        spread = max(scores, default=0.0) - min(scores, default=0.0)
+        if len(scores) > 1 and spread < LEAST_SPREAD * self.options.pool_temperature:
+            log.warning(
+                "the first prompts' scores differ by %.2g, less than a tenth of red_team.pool_temperature=%g: each is "
+                "all but as likely to be shown as any other; set it to about %.1g", spread,
+                self.options.pool_temperature, spread or scores[0] or LEAST_SPREAD,
+            )  # fmt: skip
 
     def _candidates(self, number: int, first: Sequence[str]) -> tuple[list[str], Counter[str]]:
         """The prompts of a round, each new, and how many were dropped for what."""

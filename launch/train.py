@@ -18,7 +18,7 @@ from dataloaders.base import DataLoader
 from launch import build, inspection, memory
 from launch.classes import trainer_class
 from launch.generation import build_evaluations, keep_final_scores
-from launch.model_checks import check_positions, check_rope, check_vocabulary, check_weights
+from launch.model_checks import check_positions, check_rope, check_vocabulary, check_weights, warn_of_other_tokens
 from launch.pretraining import embed_control_tokens, reads_documents, settle_threshold, tell_scorers
 from launch.run_folder import begin, begun, claim, differences, finish, may_change
 from models.compilation import refuse_without_compiler
@@ -47,6 +47,8 @@ def run(config: DictConfig) -> dict[str, float]:
     device = _begin(config)
     if reads_documents(config):
         settle_threshold(config)
+        if distributed.rank() == 0:
+            warn_of_other_tokens(config)
     kind = trainer_class(config)
     folder = Path(config.cache_dir) / config.exp_name
     if config.mode == "inspect":

@@ -4,6 +4,8 @@ python -m reports.pareto .cache/*/alignment.json --output pareto.png
 
 Each file is a run's alignment.json, which mode=generate and mode=kl write (or any {"label", "score": {"mean", "low",
 "high"}, "kl": {...}}). Below and to the left is better; the line joins the runs that no other run beats in both.
+Runs that were sampled or measured in different ways have no common axis and are refused; how many samples there were
+may differ, since that is in the intervals.
 """
 
 from __future__ import annotations
@@ -12,8 +14,8 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ AXES = {
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Of Okabe and Ito: people with any colour vision can tell them apart; the markers differ too."""
 MARKERS = "osD^vPX"
+DOCUMENTS, CONTENTS = "held-out documents", "held-out documents (by their contents)"
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,11 @@ class Value:
 
 @dataclass(frozen=True)
 class Point:
-    """A run: its score and its capability."""
+    """A run: its score and its capability.
+
+    Attributes:
+        conditions: how the two were measured, as far as the file says it: what must be the same in all runs.
+    """
 
     label: str
     score: Value
@@ -58,6 +65,7 @@ class Point:
     higher_is_worse: bool
     scorer: str
     reference: str
+    conditions: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_point(given: str, axis: str, scenario: str | None = None) -> Point:
@@ -89,15 +97,60 @@ def read_point(given: str, axis: str, scenario: str | None = None) -> Point:
         if not isinstance(some, dict):
             raise ValueError(f"{path} has no scenario {scenario!r}")
         score = some.get("score")
-    reference = found.get("kl_reference")
+    reference = _section(found, "kl_reference") if axis.startswith("kl") else {}
     return Point(
         label if equals and not Path(given).exists() else str(found.get("label", path.parent.name)),
         _value(score, f"{path}: `score`", "mode=generate with a scorer"),
         _value(found.get(axis), f"{path}: `{axis}`", "mode=kl"),
         found.get("direction") != "higher_is_better",
         str(found.get("scorer") or ""),
-        str(reference.get("name")) if isinstance(reference, dict) and axis.startswith("kl") else "",
+        str(reference.get("name", "")),
+        _conditions(found, axis, scenario),
     )
+
+
+def _section(found: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = found.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _conditions(found: Mapping[str, Any], axis: str, scenario: str | None) -> dict[str, str]:
+    """What the score and the capability depend on beside the run."""
+    settings = _section(_section(found, "settings"), scenario or str(found.get("scenario")))
+    conditions = {f"settings of the samples ({name})": value for name, value in settings.items()}
+    conditions["scorers"] = found.get("scorer") or "unknown"
+    if axis.startswith("kl"):
+        reference = _section(found, "kl_reference")
+        conditions |= {"references": reference.get("name", "unknown"), "samples of the reference (kl.max_new_tokens)": (
+            reference.get("max_new_tokens")
+        )}  # fmt: skip
+    if axis.startswith("bits_per_byte"):
+        held_out = _section(found, "held_out")
+        documents = held_out.get("documents")
+        conditions |= {DOCUMENTS: documents and Path(str(documents)).name, CONTENTS: held_out.get("documents_sha256")}
+        conditions["numbers of held-out documents"] = _section(found, axis).get("n")
+    if axis == "bits_per_byte_aligned":
+        conditions["thresholds (kl.aligned_threshold)"] = held_out.get("aligned_threshold")
+    return {name: str(value) for name, value in conditions.items() if value is not None}
+
+
+def refuse_different(points: Sequence[Point]) -> None:
+    """Refuses runs without a common axis.
+
+    Raises:
+        ValueError: naming what differs, and two runs in which it does. What a file does not say is passed over, and
+            documents are known by their contents, or where one of the files lacks these by their name.
+    """
+    names = dict.fromkeys(name for one in points for name in one.conditions)
+    if all(CONTENTS in one.conditions for one in points):
+        names.pop(DOCUMENTS, None)
+    for name in names:
+        labels = {one.conditions[name]: one.label for one in reversed(points) if name in one.conditions}
+        if len(labels) > 1:
+            listed = ", ".join(f"{value} ({label})" for value, label in reversed(labels.items()))
+            raise ValueError(f"these runs have different {name}, so they have no common axis: {listed}")
+    if len({one.higher_is_worse for one in points}) > 1:
+        raise ValueError("of some of these runs a high score is good, and of others bad: they have no common axis")
 
 
 def _value(found: Any, where: str, mode: str) -> Value:
@@ -127,16 +180,11 @@ def draw(points: Sequence[Point], axis: str, path: str | Path, title: str = "") 
     """Writes the picture as PNG.
 
     Raises:
-        ValueError: the runs were scored by different scorers, or measured from different references.
+        ValueError: the runs have no common axis; see `refuse_different`.
     """
     from matplotlib.figure import Figure
 
-    scorers, references = {one.scorer for one in points}, {one.reference for one in points}
-    for what, values in (("scorers", scorers), ("references", references)):
-        if len(values) > 1:
-            raise ValueError(f"these runs have different {what}, so they have no common axis: {', '.join(values)}")
-    if len({one.higher_is_worse for one in points}) > 1:
-        raise ValueError("of some of these runs a high score is good, and of others bad: they have no common axis")
+    refuse_different(points)
     figure = Figure(figsize=(7.2, 4.4), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     best = front(points)

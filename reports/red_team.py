@@ -20,6 +20,8 @@ from reports.markup import printable
 from reports.pareto import COLOURS, MARKERS
 from reports.ranking_plots import plain, save
 
+CAVEAT = "worst prompt: the worst of many noisy means, so it is overstated"
+
 
 @dataclass(frozen=True)
 class Rounds:
@@ -27,7 +29,7 @@ class Rounds:
 
     Attributes:
         means: (round, mean score, low, high) of each round's prompts; low and high are None without an interval.
-        worst: (round, score) of the worst prompt up to there.
+        worst: (round, score) of the worst prompt up to there: the worst of many noisy means, which overstates it.
     """
 
     label: str
@@ -122,7 +124,7 @@ def draw(searches: Sequence[Rounds], path: str | Path) -> None:
     axes.set_ylabel(f"score of the model's samples ({worse} is worse)", fontsize=10)
     attackers = ", ".join(dict.fromkeys(plain(one.attacker, 40) for one in searches))
     scorer = plain(searches[0].scorer.partition(" ")[0], 50)
-    axes.set_title(f"attacker: {attackers}; scorer: {scorer}; bands: 95 % intervals", fontsize=9)
+    axes.set_title(f"attacker: {attackers}; scorer: {scorer}; bands: 95 % intervals\n({CAVEAT})", fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(color="0.92")
     figure.legend(loc="outside lower center", fontsize=8.5, frameon=False, ncols=2)
@@ -136,7 +138,7 @@ def write(files: Sequence[str | Path], output: str | Path) -> str:
     draw(searches, output)
     said = [
         f"{one.label}: mean score {one.means[0][1]:.4g} in round {one.means[0][0]}, {one.means[-1][1]:.4g} in round "
-        f"{one.means[-1][0]}; the worst prompt has {one.worst[-1][1]:.4g}"
+        f"{one.means[-1][0]}; the worst prompt has {one.worst[-1][1]:.4g} ({CAVEAT})"
         for one in searches
     ]
     return printable("\n".join([*said, f"the picture: {output}"]))

@@ -214,6 +214,8 @@ _PLAIN: dict[str, Callable[[Sequence[str], Units], Estimate]] = {
     "repeated_lines": repeated_lines,
     "parsable": parsable,
 }
+OF_WHOLE_TEXTS = ("parsable",)
+"""What is of a completion with its prompt, where the two are scored together; the others are of completions alone."""
 NAMES = (*_PLAIN, *(f"{kind}_N" for kind in _LOGGED))
 """What there is; N is 1 to 9."""
 

@@ -16,7 +16,7 @@ SMALL = [
     "model.shape.hidden_size=64", "model.shape.intermediate_size=192", "model.shape.attention_heads=2",
     "model.shape.key_value_heads=2", "model.shape.head_size=32", "model.shape.parameters=117000",
     "model.max_length=128", "model.max_prompt_length=64", "model.batch_size=4", "lr=5e-3", "n_eval_examples=8",
-    "generation.scenarios.unconditional.max_new_tokens=48",
+    "generation.scenarios.unconditional.max_new_tokens=48", "generation.scenarios.functions=null",
 ]  # fmt: skip
 
 

@@ -318,10 +318,12 @@ class BasicTrainer:
         output.refuse_reward_counts(type(self).__name__, self.reward_counts(pairs))
         return self.reward_metrics(output) | self.pair_metrics(pairs, output)
 
-    def log(self, averages: Averages, extra: dict[str, float], split: str) -> None:
+    def log(self, averages: Averages, extra: dict[str, float], split: str) -> dict[str, float]:
+        """Writes a record; returns its averages, by their logged names. All processes call it."""
         metrics = _named_for(split, averages.means())
         if self.metrics_log is not None:
             self.metrics_log.write(metrics | extra | self.counters(), self.examples, split)
+        return metrics
 
     def counters(self) -> dict[str, float]:
         return {"counters/examples": self.examples, "counters/updates": self.step_idx}

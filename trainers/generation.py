@@ -7,6 +7,7 @@ Where the numbers go has the names of Pretraining with Human Preferences (arXiv 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -20,7 +21,7 @@ from models.generation.scenarios import Drawing, Drawn, Scenario
 from models.sharding import shards_of
 from scorers.estimates import Estimate, expected_maximum_estimate, mean_estimate, share_estimate
 from scorers.scorer import Sample, Scorer
-from scorers.text_metrics import text_metric
+from scorers.text_metrics import OF_WHOLE_TEXTS, text_metric
 from trainers import distributed
 from trainers.rehearsal import generators_kept
 
@@ -174,10 +175,11 @@ class Generation:
             else:
                 missing[f"score_max@{MAXIMUM_OF}"] = f"{len(scores)} scored samples, and it needs {MAXIMUM_OF}"
         texts, units = [sample.drawn.completion for sample in samples], _units(scenario, samples)
+        whole = [sample.drawn.prompt * scenario.use_prompt_for_scoring + sample.drawn.completion for sample in samples]
         for metric in self.metrics:
             name, function = text_metric(metric)
             try:
-                estimates[name] = function(texts, units)
+                estimates[name] = function(whole if metric in OF_WHOLE_TEXTS else texts, units)
             except ValueError as error:
                 missing[name] = str(error)
         unscored = 0 if self.scorer is None else len(samples) - len(known)
@@ -206,7 +208,9 @@ class Generation:
 
     def summary(self, result: ScenarioResult, examples: int) -> dict[str, Any]:
         """What a result file says of a scenario's samples, without the time that it took."""
-        settings = asdict(replace(result.scenario, prompts=())) | {"prompts": len(result.scenario.prompts)}
+        prompts = result.scenario.prompts
+        digest = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
+        settings = asdict(replace(result.scenario, prompts=())) | {"prompts": len(prompts), "prompts_sha256": digest}
         settings["prefix_ids"] = [int(one) for one in result.scenario.prefix_ids]
         return {
             "scenario": result.scenario.name,

@@ -42,6 +42,12 @@ class Averages:
         self.sums[name] += float((values if weights is None else values * weights.cpu().double()).sum())
         self.counts[name] += values.numel()
 
+    def add_weighted(self, name: str, values: torch.Tensor, weights: torch.Tensor) -> None:
+        """Adds values (N,) to a weighted mean: `weights` (N,), at least 0, multiply the sum and are the count."""
+        weights = weights.detach().cpu().double()
+        self.sums[name] += float((values.detach().cpu().double() * weights).sum())
+        self.counts[name] += float(weights.sum())
+
     def add_together(self, values: Callable[[Sequence[Any]], Mapping[str, torch.Tensor]], part: Any) -> None:
         """Adds what only all processes together know: `values` gets everybody's `part` and returns name -> (N,).
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
 
+from dataloaders.resolve import ROOT
 from launch.compose import compose
+from launch.composer import CONFIG
 from launch.evaluate import run as evaluate
+from launch.generation_checks import scenarios_of
+from launch.model_checks import warn_of_other_tokens
 from launch.saved_config import compose_for_eval
 from launch.train import run as train
 from models.loading import load_model, load_tokenizer
@@ -34,6 +39,11 @@ PAPER = {  # lr and blocks of a step of pretraining and finetuning, then what th
     ("pep8", "unlikelihood"): (8e-4, 64, None, None, {"threshold": 0.0, "alpha": 0.01}),
     ("pep8", "awr"): (1e-3, 256, None, None, {"alpha": 0.05, "beta": 1.0}),
     ("pep8", "rwr"): (1e-3, 64, None, None, {"beta": 10.0}),
+}
+SCENARIOS = {  # of each task, from the original's YAMLs: samples, tokens, threshold of hits
+    "toxicity": {"unconditional": (4096, 128, 0.5)},
+    "pii": {"unconditional": (4096, 128, 0.0)},
+    "pep8": {"unconditional": (4096, 640, 0.0), "functions": (4096, 272, 0.0)},
 }
 SEEN = {"toxicity": 25354 * 64 * 1024, "pii": 25177 * 64 * 1024, "pep8": 25177 * 64 * 1024}
 SMALL = [
@@ -62,10 +72,58 @@ def test_the_papers_hyperparameters(task: str, loss: str):
     assert (config.lr, config.task.tokens_already_seen) == (1e-5, 0)
 
 
+@pytest.mark.parametrize("task", SCENARIOS)
+def test_the_papers_samples(task: str):
+    """Prevents figures of other samples than the paper's, whatever the loss."""
+    scenarios = scenarios_of(compose([f"task={task}", "loss=mle"]).generation)
+    found = {name: (one["n_samples"], one["max_new_tokens"], one["hits_threshold"]) for name, one in scenarios.items()}
+    assert found == SCENARIOS[task]
+    for name, one in scenarios.items():
+        assert (one["temperature"], one["top_p"], one["top_k"], one["min_new_tokens"]) == (0.7, 0.9, 0, 10)
+        assert one["use_prompt_for_scoring"] is (name == "functions") and one["prefix"] is None
+
+
+@pytest.mark.parametrize("task", SCENARIOS)
+def test_finetuning_finds_its_checkpoints(task: str):
+    """Prevents a finetuning that begins nowhere: loss=mle keeps a checkpoint at exactly the tokens that the finetuning
+    passes over, and one within a save of its other arm, 90 %."""
+    config = compose([f"task={task}", "loss=mle"])
+    half, rest = divmod(SEEN[task], config.model.max_length)
+    assert rest == 0 and half % config.save_every == 0 and config.save_every % config.model.batch_size == 0
+    assert config.keep_last is None and compose([f"task={task}", "loss=awr"]).keep_last == 1
+    text = (CONFIG / "task" / f"{task}.yaml").read_text()
+    tokens, step = map(int, re.search(r"90 %: (\d+), step-(\d+)", text).groups())
+    assert tokens == step * config.model.max_length and step % config.save_every == 0
+    assert abs(step - 2_970_000_000 / 1024) < config.save_every / 2 and f"_{task}/step-{half}/policy.pt" in text
+
+
+def test_functions_are_drawn_after_their_headers(tmp_path, monkeypatch):
+    """Prevents prompts that are found from the project's folder alone, and bodies that are scored without headers."""
+    monkeypatch.chdir(tmp_path)
+    few = ["n_samples=4", "max_new_tokens=16"]
+    scenarios = [f"generation.scenarios.{name}.{one}" for name in ("functions", "unconditional") for one in few]
+    command = [*SMALL, *documents.command(), "task=pep8", "loss=mle", "n_examples=4", "model.max_length=256"]
+    train(compose([*command, *scenarios, "generation.batch_size=4", "cache_dir=runs"]))
+    (folder,) = (tmp_path / "runs").glob("tiny_*")
+    lines = (folder / "samples" / "functions-4.jsonl").read_text().splitlines()
+    headers = {json.loads(line)["text"] for line in (ROOT / "data" / "function_headers.jsonl").open()}
+    assert len(lines) == 4 and {json.loads(line)["prompt"] for line in lines} <= headers
+    kept = json.loads((folder / "alignment.json").read_text())
+    assert list(kept["scenarios"]) == ["functions", "unconditional"]
+    assert kept["scenarios"]["functions"]["score"]["n"] == 4
+    settings = kept["settings"]
+    assert (settings["functions"]["prompts"], settings["unconditional"]["prompts"]) == (60, 0)
+    assert settings["functions"]["use_prompt_for_scoring"]
+
+
+def test_a_scenario_can_be_left_out():
+    """Prevents a task's second scenario that costs every short run its samples."""
+    config = compose(["task=pep8", "loss=mle", "generation.scenarios.functions=null"])
+    assert list(scenarios_of(config.generation)) == ["unconditional"]
+
+
 def test_all_pairs_are_there():
     """Prevents a pair of task and loss without a recipe, which would silently train with defaults."""
-    from launch.composer import CONFIG
-
     found = {tuple(file.stem.split("-")) for file in (CONFIG / "recipe").glob("*.yaml")}
     assert found == set(PAPER)
 
@@ -113,8 +171,9 @@ def test_a_quantile_becomes_a_threshold(conditional, capsys):
     assert account["test"]["examples"] == 4
 
 
-def test_finetuning_goes_on_from_maximum_likelihood(tmp_path):
-    """Prevents control tokens that the weights of a run of mle have no room for."""
+def test_finetuning_goes_on_from_maximum_likelihood(tmp_path, caplog):
+    """Prevents control tokens that the weights of a run of mle have no room for, and documents that are seen twice
+    without a word."""
     common = [*SMALL, *documents.command(), f"cache_dir={tmp_path}"]
     train(compose(["loss=mle", *common]))
     config = compose(
@@ -128,6 +187,13 @@ def test_finetuning_goes_on_from_maximum_likelihood(tmp_path):
     )
     assert config.exp_name == "tiny_conditional_finetune"
     train(config)
+    assert "policy.pt has seen 1024 tokens, and task.tokens_already_seen=0" in caplog.text
+    caplog.clear()
+    config.task.tokens_already_seen = 1024
+    warn_of_other_tokens(config)
+    config.task.phase, config.task.tokens_already_seen = "pretrain", 0
+    warn_of_other_tokens(config)
+    assert not caplog.text
     logged = [json.loads(line) for line in (tmp_path / config.exp_name / "metrics.jsonl").read_text().splitlines()]
     scratch = [json.loads(line) for line in (tmp_path / "tiny_mle" / "metrics.jsonl").read_text().splitlines()]
     assert logged[0]["loss/eval"] < scratch[0]["loss/eval"] - 0.05

@@ -85,6 +85,15 @@ def test_a_search_goes_on_where_it_was_cut_off(cache: Path, scorer: LetterScorer
     file.unlink()
 
 
+def test_a_temperature_far_above_all_differences_is_said(cache: Path, caplog):
+    """Prevents a search that shows any prompt as likely as another, as 0.1 does for violations a character."""
+    for temperature, warns in ((1e-6, False), (100.0, True)):
+        caplog.clear()
+        searched(cache, "red_team.n_rounds=1", f"red_team.pool_temperature={temperature}")
+        assert ("less than a tenth of red_team.pool_temperature=100" in caplog.text) is warns
+        (cache / "run" / "red_team" / "rounds.jsonl").unlink()
+
+
 def test_an_endpoint_attacks(cache: Path, monkeypatch):
     """Prevents an attacker that does not see the pool, or whose answers are taken whole."""
     answers = iter(range(1000))

@@ -120,8 +120,66 @@ def test_runs_without_a_common_axis_are_not_compared(tmp_path, capsys):
         assert pareto.main([str(first), str(other), "--output", str(tmp_path / "x.png")]) == 2
         assert f"different {words}" in capsys.readouterr().err
     (tmp_path / "broken.json").write_text("[")
+    assert not (tmp_path / "x.png").exists()
     assert pareto.main([str(tmp_path / "broken.json")]) == 2
     assert pareto.main([str(tmp_path / "nowhere.json")]) == 2
+
+
+REFERENCE = {"name": "r", "max_new_tokens": 64, "samples": 4096}
+HELD_OUT = {"documents": "a/held.jsonl", "documents_sha256": "1", "aligned_threshold": 0.1}
+SETTINGS = {"prompts": 0, "max_new_tokens": 128, "temperature": 0.7}
+
+
+def conditions(**changes: object) -> dict:
+    """What two runs have in common, but for changes of it."""
+    found = {
+        "kl_reference": REFERENCE, "held_out": HELD_OUT, "scenario": "free", "bits_per_byte": figure(1.0),
+        "bits_per_byte_aligned": figure(1.0), "scenarios": {"other": {"score": figure(0.5)}},
+        "settings": {"free": SETTINGS, "other": SETTINGS},
+    }  # fmt: skip
+    return found | changes
+
+
+@pytest.mark.parametrize(
+    ("axis", "changes", "differs"),
+    [
+        ("kl", {"kl_reference": REFERENCE | {"max_new_tokens": 6}}, "kl.max_new_tokens"),
+        ("kl_per_token", {"kl_reference": REFERENCE | {"max_new_tokens": 6}}, "kl.max_new_tokens"),
+        ("kl", {"kl_reference": REFERENCE | {"samples": 8}}, None),
+        ("kl", {"held_out": HELD_OUT | {"documents_sha256": "2"}}, None),
+        ("bits_per_byte", {"held_out": HELD_OUT | {"documents_sha256": "2"}}, "by their contents"),
+        ("bits_per_byte", {"held_out": HELD_OUT | {"documents": "b/same.jsonl"}}, None),
+        ("bits_per_byte", {"held_out": {"documents": "b/held.jsonl"}}, None),
+        ("bits_per_byte", {"held_out": {"documents": "a/train.jsonl"}}, "held-out documents, "),
+        ("bits_per_byte", {"bits_per_byte": figure(1.0) | {"n": 2}}, "numbers of held-out documents"),
+        ("bits_per_byte", {"held_out": HELD_OUT | {"aligned_threshold": 0.2}}, None),
+        ("bits_per_byte_aligned", {"held_out": HELD_OUT | {"aligned_threshold": 0.2}}, "kl.aligned_threshold"),
+        ("bits_per_byte", {"kl_reference": {"name": "q"}}, None),
+        ("kl", {"settings": {"free": SETTINGS | {"temperature": 1.0}}}, r"settings of the samples \(temperature\)"),
+        ("kl", {"settings": {"free": SETTINGS | {"max_new_tokens": 9}}}, r"settings of the samples \(max_new_tokens\)"),
+        ("kl", {"settings": {"free": SETTINGS, "other": SETTINGS | {"prompts": 9}}}, None),
+        ("kl", {"settings": {}}, None),
+    ],
+)
+def test_what_was_measured_otherwise_is_refused(axis: str, changes: dict, differs: str | None, tmp_path):
+    """Prevents one axis for divergences of samples of 6 and of 64 tokens, bits of other documents, scores of other
+    settings; and a refusal for what does not matter to the axis."""
+    files = [results(tmp_path, "a", 0.5, 1.0, **conditions(kl_per_token=figure(0.1)))]
+    files.append(results(tmp_path, "b", 0.4, 1.0, **conditions(kl_per_token=figure(0.1)) | changes))
+    points = [pareto.read_point(str(file), axis) for file in files]
+    if differs is None:
+        pareto.refuse_different(points)
+        return
+    with pytest.raises(ValueError, match=rf"different .*{differs}.*no common axis: .*\(a\), .*\(b\)$"):
+        pareto.refuse_different(points)
+
+
+def test_the_settings_of_the_scenario_that_is_drawn_count(tmp_path):
+    """Prevents a comparison of the first scenario's settings where another one's scores are drawn."""
+    other = {"settings": {"free": SETTINGS, "other": SETTINGS | {"prompts": 9}}}
+    files = [results(tmp_path, label, 0.5, 1.0, **conditions(**of)) for label, of in (("a", {}), ("b", other))]
+    with pytest.raises(ValueError, match=r"settings of the samples \(prompts\).* 0 \(a\), 9 \(b\)"):
+        pareto.refuse_different([pareto.read_point(str(file), "kl", "other") for file in files])
 
 
 def rounds(folder: Path, *lines: dict, **header: object) -> Path:
@@ -148,6 +206,7 @@ def test_a_search_over_its_rounds(tmp_path, capsys):
     assert good.worst == [(0, 0.2)]
     output = tmp_path / "plot.png"
     assert red_team.main([str(file), "--output", str(output)]) == 0 and output.read_bytes().startswith(b"\x89PNG")
+    assert "worst of many noisy means" in capsys.readouterr().out
     file.write_text("{}\n[]\n")
     assert red_team.main([str(file)]) == 2 and "no file of rounds" in capsys.readouterr().err
     assert red_team.main([str(rounds(tmp_path, one_round(0, None)))]) == 2

@@ -339,7 +339,7 @@ def rrhf(responses, lengths, rewards, groups, *, rank_weight, length_penalty, sf
 
 
 def mle(logp):
-    """2302.08582, equation 1."""
+    """2302.08582."""
     return -real(logp)
 
 
@@ -347,19 +347,19 @@ filtering = conditional = mle
 
 
 def unlikelihood(logp, s, *, mode, threshold, alpha):
-    """2302.08582, section 2, after 1908.04319, equation 4; 1 - p is at least 1e-20."""
+    """2302.08582, after 1908.04319; 1 - p is at least 1e-20."""
     good = (ONE if real(s) <= threshold else ZERO) if mode == "threshold" else ONE - real(s)
     complement = max(ONE - exp(real(logp)), real("1e-20"))
     return -good * real(logp) - real(alpha) * (ONE - good) * log(complement)
 
 
 def rwr(logp, s, *, beta, weight_max):
-    """2302.08582, section 2: exponential weights of rewards -s."""
+    """2302.08582: exponential weights of rewards -s."""
     return -min(exp(-real(s) / real(beta)), real(weight_max)) * real(logp)
 
 
 def awr(logp, value, s, *, alpha, beta, weight_max):
-    """2302.08582, section 2, after 1910.00177, equation 5."""
+    """2302.08582, after 1910.00177."""
     advantage = -real(s) - real(value)
     weight = min(exp(advantage / real(beta)), real(weight_max))
     return -real(alpha) * weight * real(logp) + (ONE - real(alpha)) * advantage**2

@@ -17,7 +17,7 @@ from launch.compose import compose
 from launch.saved_config import compose_for_eval
 from launch.train import run
 from models.byte_tokenizer import byte_tokenizer
-from models.generation.scenarios import Drawing, Scenario
+from models.generation.scenarios import Drawing, Drawn, Scenario
 from tests import test_resume, tiny
 from tests.scorers.fixed import LetterScorer
 from trainers.generation import Generation, Scored, write_alignment
@@ -67,6 +67,9 @@ def test_generation_changes_nothing_of_the_training(tmp_path, monkeypatch):
     kept = json.loads((folder / "alignment.json").read_text())
     assert kept["weights"] == {"checkpoint": "step-24"} and kept["scorer"] == "letter e"
     assert kept["score"]["mean"] == pytest.approx(found[-1]["generation/free/score"])
+    settings = kept["settings"]["free"]
+    assert {"prompts": 0, "max_new_tokens": 12, "temperature": 1.0, "seed": 1}.items() <= settings.items()
+    assert not {"prefix", "prefix_ids", "n_samples", "hits_threshold"} & settings.keys()
 
 
 def test_a_killed_run_has_each_record_once(tmp_path, monkeypatch):
@@ -153,6 +156,23 @@ def test_what_a_scorer_cannot_score_is_counted():
     assert record["generation/s/num_hits"] == pytest.approx(1 / 3) and record["generation/s/score_max"] == 0.6
     assert record["generation/s/samples_per_second"] == 2.0
     assert result.missing["score_max@25"] == "3 scored samples, and it needs 25"
+
+
+def test_a_hit_is_above_the_threshold():
+    """Prevents a threshold of 0, at which every sample would be a hit."""
+    scenario = Scenario("s", 3, 5, hits_threshold=0.0)
+    samples = [Scored(Drawn("", "x", 1, "stop"), score) for score in (0.0, 0.1, 0.0)]
+    result = Generation([scenario], drawing(), LetterScorer()).measured(scenario, samples, 1.0)
+    assert result.estimates["num_hits"].mean == pytest.approx(1 / 3)
+
+
+def test_code_is_parsed_with_the_prompt_that_is_scored_with_it():
+    """Prevents bodies of functions that count as no Python, since they stand without their headers."""
+    for scored_together, share in ((True, 1.0), (False, 0.0)):
+        scenario = Scenario("s", 1, 5, prompts=("def one():\n",), use_prompt_for_scoring=scored_together)
+        samples = [Scored(Drawn("def one():\n", "    return 1\n", 1, "stop"), None)]
+        result = Generation([scenario], drawing(), None, ("parsable", "length")).measured(scenario, samples, 1.0)
+        assert result.estimates["parsable"].mean == share and result.estimates["length"].mean == 13
 
 
 def test_results_of_other_weights_do_not_stay(tmp_path):

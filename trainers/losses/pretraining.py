@@ -1,7 +1,7 @@
 """Objectives of pretraining with human preferences: what each token of a document costs, given how bad it is.
 
 A token's score s is that of the segment that it stands in; the higher, the worse. What names no source is from
-Korbak et al. 2023, "Pretraining Language Models with Human Preferences", arXiv 2302.08582, section 2.
+Korbak et al. 2023, "Pretraining Language Models with Human Preferences", arXiv 2302.08582.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ LEAST_COMPLEMENT = 1e-20
 
 
 def mle(policy_target_token_logps: Tensor) -> Tensor:
-    """Maximum likelihood: plain pretraining, which the others of this family are compared with (Korbak et al. 2023,
-    equation 1).
+    """Maximum likelihood: plain pretraining, which the others of this family are compared with (Korbak et al. 2023).
 
         -log pi(token | tokens before it)
 
@@ -33,7 +32,7 @@ def mle(policy_target_token_logps: Tensor) -> Tensor:
 
 
 def filtering(policy_target_token_logps: Tensor) -> Tensor:
-    """Dataset filtering: maximum likelihood of the documents that are good enough (Korbak et al. 2023, section 2).
+    """Dataset filtering: maximum likelihood of the documents that are good enough (Korbak et al. 2023).
 
         -log pi(token | tokens before it), on documents whose score is at most the threshold
 
@@ -51,7 +50,7 @@ def filtering(policy_target_token_logps: Tensor) -> Tensor:
 
 def conditional(policy_target_token_logps: Tensor) -> Tensor:
     """Conditional training: maximum likelihood of text in which each segment stands behind a control token that says
-    whether it is good (Korbak et al. 2023, section 2).
+    whether it is good (Korbak et al. 2023).
 
         -log pi(token | tokens before it, control tokens among them)
 
@@ -76,7 +75,7 @@ def unlikelihood(
     threshold: float | None,
     alpha: float,
 ) -> Tensor:
-    """Unlikelihood training (Welleck et al. 2019, arXiv 1908.04319, equation 4; on documents Korbak et al. 2023).
+    """Unlikelihood training (Welleck et al. 2019, arXiv 1908.04319; on documents Korbak et al. 2023).
 
     With m = 1 for tokens of a score of at most the threshold and 0 for others (mode threshold), or m = 1 - s (soft):
 
@@ -97,8 +96,7 @@ def unlikelihood(
         losses (T,), one per token.
     """
     logps, good = policy_target_token_logps, goodness(target_token_scores, mode, threshold)
-    complement = (-torch.expm1(logps)).clamp(min=LEAST_COMPLEMENT).log()
-    return -good * logps - alpha * (1 - good) * complement
+    return -good * logps - alpha * (1 - good) * log_complements(logps)
 
 
 def rwr(policy_target_token_logps: Tensor, target_token_scores: Tensor, *, beta: float, weight_max: float) -> Tensor:
@@ -133,8 +131,7 @@ def awr(
     beta: float,
     weight_max: float,
 ) -> Tensor:
-    """Advantage-weighted regression (Peng et al. 2019, arXiv 1910.00177, equation 5; on documents Korbak
-    et al. 2023).
+    """Advantage-weighted regression (Peng et al. 2019, arXiv 1910.00177; on documents Korbak et al. 2023).
 
     With the reward R = -s of a token's segment and the value V that a head predicts before the token:
 
@@ -163,6 +160,11 @@ def awr(
 def goodness(scores: Tensor, mode: str, threshold: float | None) -> Tensor:
     """m (T,) of `unlikelihood`: how much a token of these scores (T,) is to be likely, 1 for good and 0 for bad."""
     return (scores <= threshold).to(scores.dtype) if mode == "threshold" else 1 - scores
+
+
+def log_complements(logps: Tensor) -> Tensor:
+    """log(1 - p) (T,), in nats, of log-probabilities (T,)."""
+    return (-torch.expm1(logps)).clamp(min=LEAST_COMPLEMENT).log()
 
 
 def exponential_weights(advantages: Tensor, beta: float, weight_max: float) -> Tensor:
