@@ -20,7 +20,7 @@ import subprocess
 import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ class Demonstration:
         test_fraction: the share of the documents that is held out.
         objectives, tokens, samples: of each run, when the command does not say them.
         settings: of all runs.
-        thresholds: of the losses that have one.
+        thresholds: of losses, in the place of their recipes'.
     """
 
     scorer: str
@@ -54,13 +54,14 @@ class Demonstration:
     tokens: int
     samples: int
     settings: tuple[str, ...]
-    thresholds: tuple[str, ...] = ()
+    thresholds: dict[str, str] = field(default_factory=dict)
 
 
 FINETUNING = (
     "task.phase=finetune", "task.tokens_already_seen=0", "model=smollm2-135m", "model.max_length=256",
-    "datasets=[local]", "lr=1e-4", "warmup=0.1", "model.batch_size=8", "model.tokens_per_microbatch=2048",
-    "n_eval_examples=32", "task.shuffle_buffer=1024", "eval_every=1000000", "save_every=64", "generation.every=null",
+    "model.max_prompt_length=128", "datasets=[local]", "lr=1e-4", "warmup=0.1", "model.batch_size=8",
+    "model.tokens_per_microbatch=2048", "n_eval_examples=32", "task.shuffle_buffer=1024", "eval_every=1000000",
+    "save_every=64", "keep_last=1", "generation.every=null",
     "generation.batch_size=128", "generation.scenarios.unconditional.max_new_tokens=64",
 )  # fmt: skip
 DEMONSTRATIONS = {
@@ -72,13 +73,14 @@ DEMONSTRATIONS = {
             "eval_every=2048", "save_every=1024", "keep_last=1", "generation.every=null", "generation.batch_size=128",
             "generation.scenarios.unconditional.max_new_tokens=192", "generation.scenarios.functions=null",
         ),
+        {"filtering": "loss.quantile=0.25"},
     ),
     "pii": Demonstration(
         "pii", 0.0, 0.1, ("mle", "conditional", "unlikelihood"), 80_000, 512, FINETUNING,
     ),
     "toxicity": Demonstration(
         "profanity", 0.1, 0.1, ("mle", "conditional", "unlikelihood"), 80_000, 512, FINETUNING,
-        ("loss.threshold=null", "loss.quantile=0.8"),
+        {"conditional": "loss.quantile=0.8", "unlikelihood": "loss.quantile=0.8"},
     ),
 }  # fmt: skip
 
@@ -166,8 +168,9 @@ def trained(objective: str, documents: Path, held_out: Path, options: argparse.N
 def settings(objective: str, options: argparse.Namespace) -> list[str]:
     """The overrides that an objective's training has beside names and paths."""
     demonstration = DEMONSTRATIONS[options.task]
-    with_threshold = objective in ("filtering", "conditional", "unlikelihood")
-    return [*demonstration.settings, *(demonstration.thresholds if with_threshold else ()), *options.overrides]
+    quantile = demonstration.thresholds.get(objective)
+    threshold = [] if quantile is None else ["loss.threshold=null", quantile]
+    return [*demonstration.settings, *threshold, *options.overrides]
 
 
 def figures(objective: str, options: argparse.Namespace) -> dict[str, Any]:
