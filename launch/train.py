@@ -20,7 +20,8 @@ from launch.classes import trainer_class
 from launch.generation import build_evaluations, keep_final_scores
 from launch.model_checks import check_positions, check_rope, check_vocabulary, check_weights
 from launch.pretraining import embed_control_tokens, reads_documents, settle_threshold
-from launch.run_folder import begin, begun, claim, differences, finish, may_change
+from launch.resuming import choose_resume, note_origin
+from launch.run_folder import begin, begun, claim, finish
 from models.compilation import refuse_without_compiler
 from models.loading import locate
 from models.memory import keep_freed_memory
@@ -30,7 +31,7 @@ from trainers import distributed
 from trainers.basic import BasicTrainer
 from trainers.metrics import MetricsLog, check_wandb
 from trainers.rehearsal import rehearse
-from trainers.resume import Resume, checkpoint_in, find_resume, read_resume, refuse_shorter
+from trainers.resume import Resume, refuse_shorter
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def run(config: DictConfig) -> dict[str, float]:
     if status == "finished":
         log.info("%s is finished, with this config: nothing to do (overwrite=true trains it again)", folder)
         return json.loads((folder / "LATEST" / "metrics.json").read_text(encoding="utf-8"))
-    resume = _resume(config, folder, status, () if claimed is None else claimed.changed)
+    resume = choose_resume(config, folder, status, () if claimed is None else claimed.changed)
     train_loader, eval_loader, tokenizer = load_data(config)
     if resume is not None:
         refuse_shorter(resume, train_loader.sizes())  # before the run that is there is touched
@@ -73,6 +74,7 @@ def run(config: DictConfig) -> dict[str, float]:
     distributed.barrier()  # nobody has anything left to read
     if claimed is not None:
         begin(claimed, config)
+        note_origin(folder, config, resume)
         inspection.write_account(folder, account)
         trainer.metrics_log = _metrics_log(config, folder, resume)
     try:
@@ -127,45 +129,6 @@ def _tell_reference_values(trainer: BasicTrainer) -> None:
             "reference values: %d computed, %d looked up, %d of these from earlier runs; about %.0f s saved",
             *map(sum, zip(*everybody, strict=True)),
         )  # fmt: skip
-
-
-def _resume(config: DictConfig, folder: Path, status: str, changed: Sequence[str]) -> Resume | None:
-    """The checkpoint that the run goes on from, if there is one."""
-    say = log.info if distributed.rank() == 0 else log.debug
-    if config.resume not in ("auto", "never"):
-        found = checkpoint_in(Path(config.resume).expanduser())
-        own = found.resolve().parent == folder.resolve()
-        if status == "unfinished" and not own:
-            raise ValueError(
-                f"resume={found} is of another run than {folder}, which has begun already: leave it at auto, or choose "
-                "another name with exp_name=NAME."
-            )
-    elif status == "unfinished":
-        found, own = find_resume(folder), True
-        if found is None and (folder / "LATEST").exists():
-            read_resume(folder / "LATEST")  # says what is wrong with it
-        if found is None:
-            say("%s had not come to its first checkpoint: it starts from the beginning", folder)
-            return None
-    else:
-        return None
-    resume = read_resume(found, own)
-    there = differences(OmegaConf.create(resume.state["config"]), config)
-    refused = [text for key, text in there.items() if not may_change(key) and key != "exp_name"]
-    if refused:
-        raise ValueError(
-            f"{found} is of a run with another config ({'; '.join(refused)}): take over its weights alone with "
-            f"model.load_from={found}/policy.pt, or leave resume at auto."
-        )
-    say("%s goes on after %d examples, from %s", folder, resume.examples, found.resolve().name)
-    for text in changed:
-        say("changed since it began: %s", text)
-    if resume.state["threads"] != torch.get_num_threads() or resume.state["torch"] != torch.__version__:
-        say(
-            "it computed with %d threads and torch %s, and now with %d and %s: last bits will differ",
-            resume.state["threads"], resume.state["torch"], torch.get_num_threads(), torch.__version__,
-        )  # fmt: skip
-    return resume
 
 
 def tell_long_rows(loader: DataLoader, roles: Sequence[str], budget: int) -> None:

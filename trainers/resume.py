@@ -54,8 +54,15 @@ def find_resume(folder: Path) -> Path | None:
     """The checkpoint that a run goes on from: LATEST, or where that is none, the newest step-N that can be resumed."""
     steps = [path for path in folder.glob("step-[0-9]*") if path.name.removeprefix("step-").isdecimal()]
     steps.sort(key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
-    found = (path for path in (folder / "LATEST", *steps) if (path / RESUME).is_file())
+    latest = [folder / "LATEST"] if own_latest(folder) else []
+    found = (path for path in (*latest, *steps) if (path / RESUME).is_file())
     return next(found, None)
+
+
+def own_latest(folder: Path) -> bool:
+    """Whether a run's LATEST is one of its own checkpoints: a link may have been made to lead elsewhere."""
+    latest = folder / "LATEST"
+    return not latest.is_symlink() or (folder / latest.readlink()).parent.resolve() == folder.resolve()
 
 
 def checkpoint_in(folder: Path) -> Path:

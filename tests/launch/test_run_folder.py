@@ -104,6 +104,24 @@ def test_only_what_a_run_makes_is_removed(config):
     assert {entry.name for entry in folder.iterdir()} == {"config.yaml", ".lock", "notes.txt", "step-by-step.md"}
 
 
+@pytest.mark.parametrize("restarts", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
+@pytest.mark.parametrize("replacing", [{"overwrite": True}, {"resume": "never"}])
+def test_a_restart_by_the_launcher_replaces_nothing(config, restarts, replacing, monkeypatch):
+    """Prevents a run that begins at zero whenever one of its processes is lost, and one that spares an older run."""
+    finished(changed(config, n_epochs=2))
+    monkeypatch.setenv(restarts, "1")
+    new = changed(config, **replacing)
+    assert claim(new).status == "replace", "killed before it began, it still replaces the old one"
+    begin(claim(new), new)
+    begun(new)
+    assert claim(new).status == "unfinished"
+    assert claim(changed(config, lr=0.1, overwrite=True)).status == "replace"
+    finish(run_folder(config))
+    assert claim(new).status == "finished"
+    monkeypatch.setenv(restarts, "0")
+    assert claim(changed(new, n_epochs=2)).status == "replace"
+
+
 FOREIGN = {
     "other_keys: 1": r"without the section model",
     "{model: {}, loss: {}, datasets: {}, exp_name: another}": r"config\.yaml of exp_name=another",
