@@ -46,6 +46,11 @@ MAY_CHANGE = frozenset(
 )
 """Keys that may change before a run goes on: its length, how it is looked at, and how its steps are computed; also all
 of SECTIONS_THAT_MAY_CHANGE."""
+MAY_DIFFER = (
+    *("device", "cache_dir", "overwrite", "minimum_log_interval_secs", "wandb.*"),
+    *("datasets.*.path", "datasets.*.test_path", "datasets.*.data_dir"),
+)
+"""Keys that may differ between the processes of one run: the rows of data sets are compared themselves."""
 SECTIONS_NOT_COMPARED = ("wandb.", "distributed.", "red_team.")
 SECTIONS_THAT_MAY_CHANGE = ("generation.", "kl.", "scorer.")
 LENGTHS = ("n_epochs", "n_examples", "task.n_tokens")
@@ -274,6 +279,11 @@ def differences(saved: DictConfig, config: DictConfig) -> dict[str, str]:
 def may_change(key: str) -> bool:
     """Whether a key may have another value when a run goes on."""
     return key in MAY_CHANGE or key.startswith(SECTIONS_THAT_MAY_CHANGE)
+
+
+def may_differ(key: str) -> bool:
+    """Whether processes of one run may have another value each."""
+    return any(fnmatchcase(key, pattern) for pattern in MAY_DIFFER)
 
 
 def _shown(flat: dict[str, Any], key: str) -> str:

@@ -18,16 +18,18 @@ from dataloaders.base import DataLoader
 from launch import build, inspection, memory
 from launch.classes import trainer_class
 from launch.generation import build_evaluations, keep_final_scores
+from launch.keys import flatten
 from launch.model_checks import check_positions, check_rope, check_vocabulary, check_weights
 from launch.pretraining import embed_control_tokens, reads_documents, settle_threshold
-from launch.resuming import choose_resume, note_origin
-from launch.run_folder import begin, begun, claim, finish
+from launch.resuming import choose_resume, names_checkpoint, note_origin
+from launch.run_folder import begin, begun, claim, finish, may_differ
 from models.compilation import refuse_without_compiler
 from models.loading import locate
 from models.memory import keep_freed_memory
 from models.quantization import refuse_device
 from models.shapes import describe
 from trainers import distributed
+from trainers.agreement import refuse_unlike
 from trainers.basic import BasicTrainer
 from trainers.metrics import MetricsLog, check_wandb
 from trainers.rehearsal import rehearse
@@ -58,8 +60,7 @@ def run(config: DictConfig) -> dict[str, float]:
     claimed = claim(config) if distributed.rank() == 0 else None
     status = distributed.gather_objects(None if claimed is None else claimed.status)[0]
     if status == "finished":
-        log.info("%s is finished, with this config: nothing to do (overwrite=true trains it again)", folder)
-        return json.loads((folder / "LATEST" / "metrics.json").read_text(encoding="utf-8"))
+        return _finished(config, folder)
     resume = choose_resume(config, folder, status, () if claimed is None else claimed.changed)
     train_loader, eval_loader, tokenizer = load_data(config)
     if resume is not None:
@@ -71,6 +72,7 @@ def run(config: DictConfig) -> dict[str, float]:
         print(inspection.account_table(account), file=sys.stderr)
     trainer = _trainer(config, kind, folder, device, train_loader, eval_loader, tokenizer)
     trainer.evaluations = evaluations
+    training = trainer.prepare(resume)
     distributed.barrier()  # nobody has anything left to read
     if claimed is not None:
         begin(claimed, config)
@@ -78,7 +80,7 @@ def run(config: DictConfig) -> dict[str, float]:
         inspection.write_account(folder, account)
         trainer.metrics_log = _metrics_log(config, folder, resume)
     try:
-        metrics = trainer.train(resume)
+        metrics = training.run()
     finally:
         if trainer.metrics_log is not None:
             trainer.metrics_log.close()
@@ -102,12 +104,29 @@ def _begin(config: DictConfig) -> torch.device:
     if config.model.compile:
         refuse_without_compiler(device)
     distributed.start(device, config.distributed.heartbeat_seconds)
+    alike = {key: value for key, value in flatten(OmegaConf.to_container(config)).items() if not may_differ(key)}
+    refuse_unlike(alike, "Start every process with the same command.")
     if config.distributed.name == "fsdp" and distributed.processes() == 1:
         log.info("distributed=fsdp: one process has nothing to share (torchrun --nproc-per-node N starts more of them)")
     locate(config.model.name_or_path, config.cache_dir)
     if config.model.load_from is not None:
         locate(config.model.load_from, config.cache_dir)
     return device
+
+
+def _finished(config: DictConfig, folder: Path) -> dict[str, float]:
+    """The last evaluation's metrics of a run that has nothing left to do."""
+    again = "overwrite=true trains it again"
+    if names_checkpoint(config):
+        again = f"exp_name=NAME goes on from {config.resume} in a run of its own"
+    log.info("%s is finished, with this config: nothing to do (%s)", folder, again)
+    file = folder / "LATEST" / "metrics.json"
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{folder} is finished, but {file} cannot be read ({error}): overwrite=true trains it again."
+        ) from error
 
 
 def _tell_documents(config: DictConfig, folder: Path, train_loader: DataLoader, eval_loader: DataLoader | None) -> None:
@@ -160,7 +179,10 @@ def inspect(config: DictConfig, folder: Path) -> None:
     train_loader, eval_loader, tokenizer = load_data(config)
     account = inspection.account_of([loader for loader in (train_loader, eval_loader) if loader is not None])
     if distributed.rank() == 0 and not begun(folder):
-        inspection.write_account(folder, account)
+        try:
+            inspection.write_account(folder, account)
+        except OSError as error:
+            log.warning("data.json is not kept: %s", error)
     print(f"{config.model.name}: {describe(config.model.shape)}\n")
     print(inspection.report(train_loader, account, tokenizer))
 
