@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -228,6 +230,20 @@ def test_a_folder_that_cannot_be_written_is_an_error_with_its_fix(config, tmp_pa
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"cannot write to .*cache_dir=DIR"):
         claim(changed(config, cache_dir=str(tmp_path / "file")))
+
+
+def test_a_full_disk_is_told_with_what_to_do(config, monkeypatch):
+    """Prevents a bare [Errno 28] when a run begins or ends, and half a file that stays behind."""
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    claimed = begun(config)
+    before = {entry.name for entry in claimed.folder.iterdir()}
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"config\.yaml could not be written .*No space left.*make room .*same command"):
+        begin(claimed, config)
+    assert {entry.name for entry in claimed.folder.iterdir()} == before
 
 
 def test_a_broken_saved_config_is_named(config):
