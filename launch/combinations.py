@@ -30,6 +30,8 @@ def check_combinations(config: DictConfig, script: str) -> None:
             adapter; a library that is not installed; a file that is missing or empty; training on test-only data;
             overwriting a run that is read from.
     """
+    if not config.get("resume", "auto").strip():
+        raise ValueError("resume is empty: expected auto, never, or the folder of a checkpoint.")
     _check_bitsandbytes(config, script)
     _check_sharding(config, script)
     _check_scoring(config)

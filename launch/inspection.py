@@ -11,6 +11,7 @@ import numpy as np
 
 from dataloaders.base import DataLoader
 from dataloaders.batches import Row
+from launch.run_folder import write_whole
 from scorers.printable import printable
 
 if TYPE_CHECKING:
@@ -29,9 +30,9 @@ def account_of(loaders: Sequence[DataLoader]) -> dict[str, Any]:
 
 
 def write_account(folder: Path, account: Mapping[str, Any]) -> None:
-    """Keeps an account as data.json in a run's folder."""
+    """Keeps an account as data.json in a run's folder; OSError where that cannot be written."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "data.json").write_text(json.dumps(account, indent=1) + "\n", encoding="utf-8")
+    write_whole(folder / "data.json", json.dumps(account, indent=1) + "\n")
 
 
 def account_table(account: Mapping[str, Mapping[str, Any]]) -> str:

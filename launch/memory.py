@@ -33,6 +33,7 @@ class Estimate:
         passes: activations and what the head needs, at the peak of a pack.
         exchanged: with sharding, weights and gradients that are whole for a moment; else gradients being summed.
         copy: in the CPU's memory of the first process, of what is being written in the background, or gathered for it.
+        offloaded: in the CPU's memory of each process: weights, gradients and optimizer state of the blocks.
     """
 
     weights: float
@@ -43,43 +44,71 @@ class Estimate:
     exchanged: float
     passes: float
     copy: float
+    offloaded: float = 0.0
 
     @property
     def total(self) -> float:
-        """All but the copy."""
+        """All of the device."""
         own = (self.weights, self.working_copy, self.gradients, self.optimizer)
         return sum(own) + self.reference + self.exchanged + self.passes
 
 
 def estimate(config: DictConfig) -> Estimate:
-    """What a config takes, on each of `distributed.processes`."""
+    """What a config takes, on each of `distributed.processes`.
+
+    Raises:
+        ValueError: distributed.hybrid without the number of processes of a host.
+    """
     import torch
 
     model, shape = config.model, config.model.shape
     size = _bytes(model.policy_dtype)
     dtype = torch.bfloat16 if size == 2 else torch.float32
     parts, adapter = parts_of(shape), model.lora.rank is not None
-    count = max(1, config.distributed.processes or 1)
-    shards = count if config.distributed.name == "fsdp" else 1
+    count, shards = _processes(config)
+    sharded = config.distributed.name == "fsdp" and count > 1
+    inside = parts.block * parts.blocks
     trained = adapter_size(shape, model.lora.rank) if adapter else parts.all
-    frozen = parts.all * size if adapter else 0.0
-    if model.lora.quantize is not None:
-        frozen = parts.block * parts.blocks * NF4 + parts.outside * size
-    half = size < 4
+    frozen = inside * (NF4 if model.lora.quantize is not None else size) if adapter else 0.0
     borrowed = adapter and model.reference_dtype == model.policy_dtype
-    other = _bytes(model.reference_dtype)
-    needs_reference = config.loss.use_reference_model and not borrowed
-    state = OPTIMIZER_BYTES[config.optimizer] * trained
+    other = _bytes(model.reference_dtype) if config.loss.use_reference_model and not borrowed else 0
+    moments = OPTIMIZER_BYTES[config.optimizer]
+    trained_inside = trained if adapter else inside
+    of_blocks = (4 * trained_inside + frozen, 4 * trained_inside, moments * trained_inside, other * inside)
+    outside = (size if adapter else 4, *((0, 0) if adapter else (4, moments)), other)
+    offloads = sharded and config.distributed.get("cpu_offload", False)
+    weights, gradients, optimizer, reference = (
+        ((0 if offloads else block) + end * parts.outside) / shards
+        for block, end in zip(of_blocks, outside, strict=True)
+    )
     return Estimate(
-        weights=(4 * trained + frozen) / shards,
-        working_copy=0.0 if shards > 1 or not half else size * trained,
-        gradients=4 * trained / shards,
-        optimizer=state / shards,
-        reference=parts.all * other / shards if needs_reference else 0.0,
+        weights=weights,
+        working_copy=0.0 if sharded or size == 4 else size * trained,
+        gradients=gradients,
+        optimizer=optimizer,
+        reference=reference,
         exchanged=_exchanged(config, parts, trained, count, size),
         passes=transient_bytes(shape, model.tokens_per_microbatch, dtype, model.activation_checkpointing),
-        copy=4 * trained + state if config.save_in_background or shards > 1 else 0.0,
+        copy=(4 + moments) * trained if config.save_in_background or sharded else 0.0,
+        offloaded=sum(of_blocks) / shards if offloads else 0.0,
     )
+
+
+def _processes(config: DictConfig) -> tuple[int, int]:
+    """How many there are, and over how many of them weights are sharded: with hybrid, over those of a host."""
+    options = config.distributed
+    count = max(1, options.processes or 1)
+    if options.name != "fsdp":
+        return count, 1
+    if not options.get("hybrid", False):
+        return count, count
+    local = options.get("processes_per_host")
+    if local is None or count % local:
+        raise ValueError(
+            "mode=memory with distributed.hybrid=true: set distributed.processes_per_host, over which it shards, to a "
+            f"part of distributed.processes={count}."
+        )
+    return count, local
 
 
 def _exchanged(config: DictConfig, parts: Parts, trained: int, count: int, size: int) -> float:
@@ -110,12 +139,16 @@ def report(config: DictConfig) -> str:
         "passes": f"a pass over {config.model.tokens_per_microbatch} tokens",
     }
     found = estimate(config)
-    count = max(1, config.distributed.processes or 1)
+    count, shards = _processes(config)
     kind = f"{count} x distributed={config.distributed.name}"
+    if config.distributed.get("hybrid", False):
+        kind += f", sharded over the {shards} of a host"
     unit, size = ("GiB", 2**30) if found.total >= 2**30 else ("MiB", 2**20)
     lines = [f"{config.model.name}, loss={config.loss.name}, {kind}: {unit} a process"]
     lines += [f"  {getattr(found, key) / size:8.2f}  {name}" for key, name in names.items() if getattr(found, key)]
     lines.append(f"  {found.total / size:8.2f}  in all")
+    if found.offloaded:
+        lines.append(f"  {found.offloaded / size:8.2f}  in its CPU memory, of blocks (distributed.cpu_offload)")
     if found.copy:
         lines.append(f"  {found.copy / size:8.2f}  in the first process's CPU memory while a checkpoint is written")
     lines += ["", f"{f'{unit} a process':<52}{'replicas':>10}{'sharded':>10}"]

@@ -23,9 +23,10 @@ from yaml import YAMLError
 
 from launch.check import show
 from launch.keys import flatten
-from models.checkpoints import repair_folder
+from models.checkpoints import repair_folder, unwritten
 
 FINISHED = "finished.json"
+ORIGIN = "origin.json"
 NOT_COMPARED = frozenset(
     {
         *("mode", "overwrite", "device", "cache_dir", "log_every", "minimum_log_interval_secs"),
@@ -45,15 +46,22 @@ MAY_CHANGE = frozenset(
 )
 """Keys that may change before a run goes on: its length, how it is looked at, and how its steps are computed; also all
 of SECTIONS_THAT_MAY_CHANGE."""
+MAY_DIFFER = (
+    *("device", "cache_dir", "overwrite", "minimum_log_interval_secs", "wandb.*"),
+    *("datasets.*.path", "datasets.*.test_path", "datasets.*.data_dir"),
+)
+"""Keys that may differ between the processes of one run: the rows of data sets are compared themselves."""
 SECTIONS_NOT_COMPARED = ("wandb.", "distributed.", "red_team.")
 SECTIONS_THAT_MAY_CHANGE = ("generation.", "kl.", "scorer.")
 LENGTHS = ("n_epochs", "n_examples", "task.n_tokens")
 BEFORE_A_RUN = frozenset({"data.json"})  # what mode=inspect leaves in the folder of a run to come
 RUN_MAKES = (
-    *("config.yaml", "data.json", "metrics.jsonl", "LATEST", "BEST", "step-[0-9]*", FINISHED, "eval-*.json"),
+    *("config.yaml", "data.json", "metrics.jsonl", "LATEST", "BEST", "step-[0-9]*", FINISHED, ORIGIN, "eval-*.json"),
     *("export", "wandb", "samples", "alignment.json", "red_team"),
 )
 """The names in a run's folder that may be removed with the run; beside them `.NAME.*`, what a killed write leaves."""
+REPLACING = ("overwrite", "resume")  # keys that let a run replace the one that is there
+RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 HARMLESS = (".lock", ".DS_Store", ".nfs*")  # the lock, and what systems put into any folder
 SECTIONS = ("model", "loss", "datasets")
 
@@ -113,13 +121,13 @@ def begin(claimed: Claim, config: DictConfig) -> None:
     if claimed.status == "replace":
         _empty(claimed.folder)
     (claimed.folder / FINISHED).unlink(missing_ok=True)
-    _write(claimed.folder / "config.yaml", OmegaConf.to_yaml(config))
+    write_whole(claimed.folder / "config.yaml", OmegaConf.to_yaml(config))
 
 
 def finish(folder: Path) -> None:
     """Marks the run as finished and gives the folder free."""
     finished_at = datetime.now(UTC).isoformat(timespec="seconds")
-    _write(folder / FINISHED, json.dumps({"finished_at": finished_at}) + "\n")
+    write_whole(folder / FINISHED, json.dumps({"finished_at": finished_at}) + "\n")
     release(folder)
 
 
@@ -187,12 +195,14 @@ def _repair(folder: Path) -> None:
 def _claim(folder: Path, config: DictConfig) -> Claim:
     saved = folder / "config.yaml"
     if not (saved.is_file() and begun(folder)):
-        _write(saved, OmegaConf.to_yaml(config))
+        write_whole(saved, OmegaConf.to_yaml(config))
         return Claim("new", folder)
-    if config.overwrite:
-        return Claim("replace", folder)
-    differing = differences(read_config(saved), config)
+    before = read_config(saved)
+    differing = differences(before, config)
     refused = [text for key, text in differing.items() if not may_change(key)]
+    begun_by_this = _restarted() and not refused and all(before.get(key) == config[key] for key in REPLACING)
+    if config.overwrite and not begun_by_this:
+        return Claim("replace", folder)
     if refused:
         raise ValueError(
             f"{folder} holds a run with another config ({'; '.join(refused)}): choose another name with "
@@ -200,9 +210,14 @@ def _claim(folder: Path, config: DictConfig) -> Claim:
         )
     if (folder / FINISHED).is_file() and not set(differing) & set(LENGTHS):
         return Claim("finished", folder)
-    if config.resume == "never":
+    if config.resume == "never" and not begun_by_this:
         return Claim("replace", folder)
     return Claim("unfinished", folder, tuple(differing.values()))
+
+
+def _restarted() -> bool:
+    """Whether the launcher starts a command again that it has started before: torchrun with --max-restarts, SLURM."""
+    return any(os.environ.get(name, "0") not in ("", "0") for name in RESTARTS)
 
 
 def begun(folder: Path) -> bool:
@@ -266,15 +281,28 @@ def may_change(key: str) -> bool:
     return key in MAY_CHANGE or key.startswith(SECTIONS_THAT_MAY_CHANGE)
 
 
+def may_differ(key: str) -> bool:
+    """Whether processes of one run may have another value each."""
+    return any(fnmatchcase(key, pattern) for pattern in MAY_DIFFER)
+
+
 def _shown(flat: dict[str, Any], key: str) -> str:
     return show(flat[key]) if key in flat else "absent"
 
 
-def _write(file: Path, text: str) -> None:
-    """Writes a file so that it is there whole or not at all."""
+def write_whole(file: Path, text: str) -> None:
+    """Writes a file so that it is there whole or not at all.
+
+    Raises:
+        OSError: it could not be written, with what to do.
+    """
     part = file.with_name(f".{file.name}.part")
-    with open(part, "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(part, file)
+    try:
+        with open(part, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(part, file)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise unwritten(file, error) from error

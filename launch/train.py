@@ -18,19 +18,22 @@ from dataloaders.base import DataLoader
 from launch import build, inspection, memory
 from launch.classes import trainer_class
 from launch.generation import build_evaluations, keep_final_scores
+from launch.keys import flatten
 from launch.model_checks import check_positions, check_rope, check_vocabulary, check_weights, warn_of_other_tokens
 from launch.pretraining import embed_control_tokens, reads_documents, settle_threshold, tell_scorers
-from launch.run_folder import begin, begun, claim, differences, finish, may_change
+from launch.resuming import choose_resume, names_checkpoint, note_origin
+from launch.run_folder import begin, begun, claim, finish, may_differ
 from models.compilation import refuse_without_compiler
 from models.loading import locate
 from models.memory import keep_freed_memory
 from models.quantization import refuse_device
 from models.shapes import describe
 from trainers import distributed
+from trainers.agreement import refuse_unlike
 from trainers.basic import BasicTrainer
 from trainers.metrics import MetricsLog, check_wandb
 from trainers.rehearsal import rehearse
-from trainers.resume import Resume, checkpoint_in, find_resume, read_resume, refuse_shorter
+from trainers.resume import Resume, refuse_shorter
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +62,8 @@ def run(config: DictConfig) -> dict[str, float]:
     claimed = claim(config) if distributed.rank() == 0 else None
     status = distributed.gather_objects(None if claimed is None else claimed.status)[0]
     if status == "finished":
-        log.info("%s is finished, with this config: nothing to do (overwrite=true trains it again)", folder)
-        return json.loads((folder / "LATEST" / "metrics.json").read_text(encoding="utf-8"))
-    resume = _resume(config, folder, status, () if claimed is None else claimed.changed)
+        return _finished(config, folder)
+    resume = choose_resume(config, folder, status, () if claimed is None else claimed.changed)
     train_loader, eval_loader, tokenizer = load_data(config)
     if resume is not None:
         refuse_shorter(resume, train_loader.sizes())  # before the run that is there is touched
@@ -77,13 +79,15 @@ def run(config: DictConfig) -> dict[str, float]:
         print(inspection.account_table(account), file=sys.stderr)
     trainer = _trainer(config, kind, folder, device, train_loader, eval_loader, tokenizer)
     trainer.evaluations = evaluations
+    training = trainer.prepare(resume)
     distributed.barrier()  # nobody has anything left to read
     if claimed is not None:
         begin(claimed, config)
+        note_origin(folder, config, resume)
         inspection.write_account(folder, account)
         trainer.metrics_log = _metrics_log(config, folder, resume)
     try:
-        metrics = trainer.train(resume)
+        metrics = training.run()
     finally:
         if trainer.metrics_log is not None:
             trainer.metrics_log.close()
@@ -107,12 +111,29 @@ def _begin(config: DictConfig) -> torch.device:
     if config.model.compile:
         refuse_without_compiler(device)
     distributed.start(device, config.distributed.heartbeat_seconds)
+    alike = {key: value for key, value in flatten(OmegaConf.to_container(config)).items() if not may_differ(key)}
+    refuse_unlike(alike, "Start every process with the same command.")
     if config.distributed.name == "fsdp" and distributed.processes() == 1:
         log.info("distributed=fsdp: one process has nothing to share (torchrun --nproc-per-node N starts more of them)")
     locate(config.model.name_or_path, config.cache_dir)
     if config.model.load_from is not None:
         locate(config.model.load_from, config.cache_dir)
     return device
+
+
+def _finished(config: DictConfig, folder: Path) -> dict[str, float]:
+    """The last evaluation's metrics of a run that has nothing left to do."""
+    again = "overwrite=true trains it again"
+    if names_checkpoint(config):
+        again = f"exp_name=NAME goes on from {config.resume} in a run of its own"
+    log.info("%s is finished, with this config: nothing to do (%s)", folder, again)
+    file = folder / "LATEST" / "metrics.json"
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{folder} is finished, but {file} cannot be read ({error}): overwrite=true trains it again."
+        ) from error
 
 
 def _tell_documents(config: DictConfig, folder: Path, train_loader: DataLoader, eval_loader: DataLoader | None) -> None:
@@ -134,45 +155,6 @@ def _tell_reference_values(trainer: BasicTrainer) -> None:
             "reference values: %d computed, %d looked up, %d of these from earlier runs; about %.0f s saved",
             *map(sum, zip(*everybody, strict=True)),
         )  # fmt: skip
-
-
-def _resume(config: DictConfig, folder: Path, status: str, changed: Sequence[str]) -> Resume | None:
-    """The checkpoint that the run goes on from, if there is one."""
-    say = log.info if distributed.rank() == 0 else log.debug
-    if config.resume not in ("auto", "never"):
-        found = checkpoint_in(Path(config.resume).expanduser())
-        own = found.resolve().parent == folder.resolve()
-        if status == "unfinished" and not own:
-            raise ValueError(
-                f"resume={found} is of another run than {folder}, which has begun already: leave it at auto, or choose "
-                "another name with exp_name=NAME."
-            )
-    elif status == "unfinished":
-        found, own = find_resume(folder), True
-        if found is None and (folder / "LATEST").exists():
-            read_resume(folder / "LATEST")  # says what is wrong with it
-        if found is None:
-            say("%s had not come to its first checkpoint: it starts from the beginning", folder)
-            return None
-    else:
-        return None
-    resume = read_resume(found, own)
-    there = differences(OmegaConf.create(resume.state["config"]), config)
-    refused = [text for key, text in there.items() if not may_change(key) and key != "exp_name"]
-    if refused:
-        raise ValueError(
-            f"{found} is of a run with another config ({'; '.join(refused)}): take over its weights alone with "
-            f"model.load_from={found}/policy.pt, or leave resume at auto."
-        )
-    say("%s goes on after %d examples, from %s", folder, resume.examples, found.resolve().name)
-    for text in changed:
-        say("changed since it began: %s", text)
-    if resume.state["threads"] != torch.get_num_threads() or resume.state["torch"] != torch.__version__:
-        say(
-            "it computed with %d threads and torch %s, and now with %d and %s: last bits will differ",
-            resume.state["threads"], resume.state["torch"], torch.get_num_threads(), torch.__version__,
-        )  # fmt: skip
-    return resume
 
 
 def tell_long_rows(loader: DataLoader, roles: Sequence[str], budget: int) -> None:
@@ -204,7 +186,10 @@ def inspect(config: DictConfig, folder: Path) -> None:
     train_loader, eval_loader, tokenizer = load_data(config)
     account = inspection.account_of([loader for loader in (train_loader, eval_loader) if loader is not None])
     if distributed.rank() == 0 and not begun(folder):
-        inspection.write_account(folder, account)
+        try:
+            inspection.write_account(folder, account)
+        except OSError as error:
+            log.warning("data.json is not kept: %s", error)
     print(f"{config.model.name}: {describe(config.model.shape)}\n")
     print(inspection.report(train_loader, account, tokenizer))
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from launch.compose import compose
 from launch.train import run
@@ -212,7 +213,7 @@ def test_checkpoints_that_cannot_be_gone_on_from(tmp_path, caplog):
 
 
 def test_data_that_changed_are_noticed(tmp_path):
-    """Prevents a run that goes on with other rows under the same file name."""
+    """Prevents a run that goes on with other rows under the same file name, and a refusal that un-finishes it."""
     file = tmp_path / "data.jsonl"
     rows = [{"prompt": f"{n}?", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(20)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -222,6 +223,8 @@ def test_data_that_changed_are_noticed(tmp_path):
     file.write_text(file.read_text().replace("good 3", "good 4"))
     with pytest.raises(ValueError, match="was trained on other data"):
         run(compose(["loss=dpo", *settings, f"cache_dir={tmp_path}", *local, "n_examples=16"]))
+    assert (tmp_path / "run" / "finished.json").exists()
+    assert OmegaConf.load(tmp_path / "run" / "config.yaml").n_examples == 8
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path, monkeypatch):
@@ -276,6 +279,8 @@ def test_a_metric_that_cannot_be_written_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(log, "_file", open("/dev/full", "wb"))  # noqa: SIM115
     with pytest.raises(OSError, match=r"could not be written .*No space left.* make room .*same command goes on"):
         log.write({"loss/train": 1.0}, 4, "train")
+    with pytest.raises(OSError, match=r"could not be written .*No space left.* make room"):
+        log.close()  # what could not be written is tried once more, and its error takes the other one's place
 
 
 def test_wandb_goes_on_in_the_same_run(tmp_path, monkeypatch):

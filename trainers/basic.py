@@ -175,7 +175,11 @@ class BasicTrainer:
         Returns:
             The last evaluation's metrics; empty without an evaluation set.
         """
-        return Loop(self, resume).run()
+        return self.prepare(resume).run()
+
+    def prepare(self, resume: Resume | None = None) -> Loop:
+        """The training, ready to run: what can be refused of it is refused before anything is written."""
+        return Loop(self, resume)
 
     def step(self, optimizer: torch.optim.Optimizer, rows: Sequence[Row], averages: Averages) -> float:
         """One optimizer step; returns the gradient's norm before clipping."""

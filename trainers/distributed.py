@@ -27,13 +27,14 @@ def start(device: torch.device, heartbeat_seconds: float | None = None) -> None:
 
     Raises:
         OSError: the first process cannot be reached.
+        ValueError: a variable by which processes find each other is missing, or no number.
     """
     global _heartbeat
     if os.environ.get("SUBMITIT_EXECUTOR") == "slurm" and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
         from submitit.helpers import TorchDistributedEnvironment
 
         TorchDistributedEnvironment().export(overwrite=False)  # what torchrun sets: RANK, WORLD_SIZE, MASTER_ADDR, ...
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
+    if _started() == 1 or distributed.is_initialized():
         return
     store, rank, count = next(distributed.rendezvous("env://", timeout=timedelta(seconds=ARRIVAL)))
     prefix = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
@@ -44,6 +45,18 @@ def start(device: torch.device, heartbeat_seconds: float | None = None) -> None:
         "nccl" if device.type == "cuda" else "gloo", store=distributed.PrefixStore(prefix, store), rank=rank,
         world_size=count, timeout=LONGEST_WAIT,
     )  # fmt: skip
+
+
+def _started() -> int:
+    """How many processes the launcher has started, by its variables."""
+    if "WORLD_SIZE" not in os.environ:
+        if "RANK" in os.environ:
+            raise ValueError("RANK is set and WORLD_SIZE is not: start processes by torchrun, or unset RANK.")
+        return 1
+    for name in ("WORLD_SIZE", "RANK", "MASTER_PORT"):
+        if not (value := os.environ.get(name, "0")).isdecimal():
+            raise ValueError(f"{name}={value!r} in the environment is no number: start processes by torchrun.")
+    return int(os.environ["WORLD_SIZE"])
 
 
 def leave() -> None:

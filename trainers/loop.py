@@ -14,9 +14,10 @@ from dataloaders.batches import Row
 from models.checkpoints import Checkpoint, policy_contents
 from models.lora import adapter_weights, has_adapter
 from trainers import distributed
+from trainers.agreement import refuse_unlike
 from trainers.metrics import Averages
 from trainers.optimization import optimization
-from trainers.resume import Resume, pack, refuse_shorter, take_up
+from trainers.resume import Resume, pack, refuse_shorter, refuse_unfit, take_up
 from trainers.signals import Stopped, StopSignals, exit_code
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ class Loop:
 
     Args:
         resume: the checkpoint to go on from; None begins.
+
+    Raises:
+        ValueError: nothing to train on, too small a disk, processes with different data, or a checkpoint that does not
+            fit; nothing in the run's folder was touched.
     """
 
     def __init__(self, trainer: BasicTrainer, resume: Resume | None = None):
@@ -53,7 +58,13 @@ class Loop:
                 "datasets.NAME.weight or n_epochs, or see what its `arrange` and `steps` return."
             )
         self._refuse_full_disk()
+        if self.config.keep_best is not None and not trainer.eval_rows:
+            self.checkpoints.best_of({})  # says what is wrong
         self.data = "" if trainer.folder is None else trainer.train_loader.digest()
+        begins = {"training data": self.data, "examples before": 0 if resume is None else resume.examples}
+        refuse_unlike(begins, "Give all hosts the same files, and a cache_dir that all see.")
+        if resume is not None:
+            refuse_unfit(trainer, resume, self.data)
         self.optimizer, self.rate = optimization(self.config, trainer.parameters, len(self.sizes))
         self.averages = Averages()
         self._progress: tqdm | None = None
@@ -118,11 +129,11 @@ class Loop:
         """Takes up the checkpoint, or evaluates before the first step."""
         trainer, metrics = self.trainer, {}
         if self.resume is not None:
-            take_up(trainer, self.optimizer, self.averages, self.resume, self.data)
+            take_up(trainer, self.optimizer, self.averages, self.resume)
             self._check_length()
         elif self.config.do_first_eval:
             metrics = trainer.evaluate_and_log()
-        if self.config.keep_best is not None and (metrics or not trainer.eval_rows):
+        if self.config.keep_best is not None and metrics:
             self.checkpoints.best_of(metrics)  # a name that no metric has is an error before the training, not after it
         return metrics
 

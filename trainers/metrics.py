@@ -198,10 +198,15 @@ class MetricsLog:
         return None if self._wandb is None else self._wandb.id
 
     def close(self) -> None:
+        """Raises OSError where what `write` could not write cannot be written now either."""
         self._show_held_back()
-        self._file.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+        try:
+            self._file.close()
+        except OSError as error:
+            raise unwritten(Path(self._file.name), error) from error
+        finally:
+            if self._wandb is not None:
+                self._wandb.finish()
 
 
 def check_wandb() -> ModuleType:

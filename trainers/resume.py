@@ -7,10 +7,12 @@ computed, on the same hardware with the same number of threads.
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,8 +28,27 @@ if TYPE_CHECKING:
     from trainers.basic import BasicTrainer
     from trainers.metrics import Averages
 
+log = logging.getLogger(__name__)
+
 FORMAT = 2
 """Of resume.pt. A version that reads another one says so here."""
+CONTENTS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("step_idx", "examples", "steps", "metrics_bytes", "threads"), (int,)),
+    **dict.fromkeys(("data", "config", "torch"), (str,)),
+    **dict.fromkeys(("optimizer", "averages"), (dict,)),
+    **dict.fromkeys(("passed", "random"), (list,)),
+    "reference": (dict, NoneType),
+    "best": (float, int, NoneType),
+    "best_examples": (int, NoneType),
+    "wandb": (str, NoneType),
+}
+"""What resume.pt has to hold, and of which types."""
+DECIDE_BEST = ("keep_best", "n_eval_examples")
+"""Keys without which values of the best checkpoint's metric cannot be compared."""
+OTHER_WAYS = (
+    "Go on from another checkpoint with resume=FOLDER, train from the beginning with resume=never, or take over the "
+    "weights alone of a checkpoint in a new run: exp_name=NAME model.load_from=FOLDER/policy.pt."
+)
 
 
 @dataclass(frozen=True)
@@ -54,8 +75,15 @@ def find_resume(folder: Path) -> Path | None:
     """The checkpoint that a run goes on from: LATEST, or where that is none, the newest step-N that can be resumed."""
     steps = [path for path in folder.glob("step-[0-9]*") if path.name.removeprefix("step-").isdecimal()]
     steps.sort(key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
-    found = (path for path in (folder / "LATEST", *steps) if (path / RESUME).is_file())
+    latest = [folder / "LATEST"] if own_latest(folder) else []
+    found = (path for path in (*latest, *steps) if (path / RESUME).is_file())
     return next(found, None)
+
+
+def own_latest(folder: Path) -> bool:
+    """Whether a run's LATEST is one of its own checkpoints: a link may have been made to lead elsewhere."""
+    latest = folder / "LATEST"
+    return not latest.is_symlink() or (folder / latest.readlink()).parent.resolve() == folder.resolve()
 
 
 def checkpoint_in(folder: Path) -> Path:
@@ -69,21 +97,20 @@ def read_resume(folder: Path, own: bool = True) -> Resume:
     Raises:
         ValueError: it is missing, damaged, would execute code or has another format; the message says what to do.
     """
-    other = (
-        "Go on from another checkpoint with resume=FOLDER, train from the beginning with resume=never, or take over "
-        "the weights alone of a checkpoint in a new run: exp_name=NAME model.load_from=FOLDER/policy.pt."
-    )
     if not (folder / RESUME).is_file():
-        raise ValueError(f"{folder} has no {RESUME}, so no run can go on from it. {other}")
+        raise ValueError(f"{folder} has no {RESUME}, so no run can go on from it. {OTHER_WAYS}")
     try:
         state = read_safely(folder / RESUME)
     except ValueError as error:
-        raise ValueError(f"{error} {other}") from error
+        raise ValueError(f"{error} {OTHER_WAYS}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else None
         raise ValueError(
-            f"{folder / RESUME} has format {found}, and this version of Aureole reads format {FORMAT}. {other}"
+            f"{folder / RESUME} has format {found}, and this version of Aureole reads format {FORMAT}. {OTHER_WAYS}"
         )
+    wrong = [key for key, kinds in CONTENTS.items() if not isinstance(state.get(key, ...), kinds)]
+    if wrong:
+        raise ValueError(f"{folder / RESUME} is damaged: {', '.join(wrong)} missing or of a wrong type. {OTHER_WAYS}")
     return Resume(folder, state, own)
 
 
@@ -135,20 +162,37 @@ def pack(trainer: BasicTrainer, optimizer: torch.optim.Optimizer, averages: Aver
     }
 
 
-def take_up(
-    trainer: BasicTrainer, optimizer: torch.optim.Optimizer, averages: Averages, resume: Resume, data: str
-) -> None:
-    """Puts a trainer back to where it was when the checkpoint was written.
+def refuse_unfit(trainer: BasicTrainer, resume: Resume, data: str) -> None:
+    """Refuses a checkpoint that the run cannot go on from, before the run in the folder is touched.
+
+    Args:
+        data: the digest of the training data.
 
     Raises:
-        ValueError: the weights or the training data are others.
+        ValueError: the training data or the weights are others, or the weights cannot be read.
     """
-    folder, state = resume.folder, resume.state
-    if state["data"] != data:
+    folder = resume.folder
+    if resume.state["data"] != data:
         raise ValueError(
             f"{folder} was trained on other data: the files of the data sets, or what is made of them, have changed "
             "since. Restore them, or start another run: exp_name=NAME, with model.load_from for the weights."
         )
+    try:
+        state = read_policy(folder / "policy.pt")["state"]
+    except ValueError as error:
+        raise ValueError(f"{error} {OTHER_WAYS}") from error
+    own = _weights(trainer)
+    if own.keys() != state.keys() or any(own[name].shape != state[name].shape for name in own):
+        raise ValueError(f"{folder / 'policy.pt'} has other weights than this run's model: is it of another run?")
+
+
+def take_up(trainer: BasicTrainer, optimizer: torch.optim.Optimizer, averages: Averages, resume: Resume) -> None:
+    """Puts a trainer back to where it was when the checkpoint was written, which `refuse_unfit` has seen.
+
+    Raises:
+        ValueError: the optimizer is another one.
+    """
+    folder, state = resume.folder, resume.state
     _load_weights(trainer, folder)
     trainer.load_state_of_loss(read_loss_state(folder))
     try:
@@ -159,7 +203,7 @@ def take_up(
     if state.get("loader") is not None:
         trainer.train_loader.take_up(state["loader"])
     if resume.own:
-        trainer.checkpoints.go_back(folder, state["examples"], state["best"], state["best_examples"])
+        trainer.checkpoints.go_back(folder, state["examples"], *_best(trainer, state))
     averages.load_state(state["averages"])
     trainer.computer.passed[:] = state["passed"]
     states = state["random"]
@@ -178,13 +222,25 @@ def _of_all(reference: dict[str, Any]) -> dict[str, Any]:
     return reference | {"values": [values for some in everybody for values in some]}
 
 
+def _best(trainer: BasicTrainer, state: dict[str, Any]) -> tuple[float | None, int | None]:
+    """The best value so far and its examples; none where what is measured has changed since."""
+    before = OmegaConf.create(state["config"])
+    changed = [key for key in DECIDE_BEST if OmegaConf.select(before, key) != trainer.config[key]]
+    if not changed:
+        return state["best"], state["best_examples"]
+    if state["best"] is not None and distributed.rank() == 0:
+        log.info("%s changed: which checkpoint is BEST is found out anew", " and ".join(changed))
+    return None, None
+
+
+def _weights(trainer: BasicTrainer) -> dict[str, torch.Tensor]:
+    """Those that a checkpoint has."""
+    return adapter_weights(trainer.policy) if has_adapter(trainer.policy) else trainer.policy.state_dict()
+
+
 @torch.no_grad()
 def _load_weights(trainer: BasicTrainer, folder: Path) -> None:
-    policy = trainer.policy
-    own = adapter_weights(policy) if has_adapter(policy) else policy.state_dict()
-    state = read_policy(folder / "policy.pt")["state"]
-    if own.keys() != state.keys() or any(own[name].shape != state[name].shape for name in own):
-        raise ValueError(f"{folder / 'policy.pt'} has other weights than this run's model: is it of another run?")
+    own, state = _weights(trainer), read_policy(folder / "policy.pt")["state"]
     shards = trainer.computer.shards
     for name, weight in own.items():
         if shards is None:

@@ -67,6 +67,8 @@ MISTAKES = {
     "lr=nan": r"lr=nan: must be",
     "lr=inf": r"lr=inf: must be",
     "n_epochs=0": r"at least 1",
+    "distributed.heartbeat_seconds=1e9": r"at least 1 and at most 86400 \(a day\), or null",
+    "resume=": r"resume is empty: expected auto, never, or the folder of a checkpoint",
     "n_examples=0": r"at least 1, or null",
     "eval_every=0": r"at least 1",
     "temperature=-1": r"at least 0",

@@ -102,6 +102,26 @@ def test_inspect_leaves_a_runs_account_alone(run, capsys):
     assert "everyday" in (run.parent / "new" / "data.json").read_text()
 
 
+def test_a_finished_run_says_what_is_left_to_do(run, caplog):
+    """Prevents a bare [Errno 2] where LATEST is gone, and advice to train anew for who wants to go on from a step."""
+    caplog.set_level("INFO")
+    command = [*MINE, "device=cpu"]
+    with pytest.raises(ValueError, match=r"mine is finished, but .*metrics\.json cannot be read .*overwrite=true"):
+        train.run(compose(command))
+    (run / "LATEST" / "metrics.json").write_text('{"loss/eval": 1.0}')
+    assert train.run(compose(command)) == {"loss/eval": 1.0} and "overwrite=true trains it again" in caplog.text
+    caplog.clear()
+    train.run(compose([*command, "resume=runs/mine/LATEST"]))
+    assert "exp_name=NAME goes on from runs/mine/LATEST in a run of its own" in caplog.text
+
+
+def test_inspect_shows_its_report_where_nothing_can_be_kept(tmp_path, capsys, caplog):
+    """Prevents that whoever may only read a cache_dir cannot look at the data."""
+    (tmp_path / "new").touch()  # a file in the place of the run's folder
+    train.run(compose(["model=tiny", f"cache_dir={tmp_path}", "exp_name=new", "mode=inspect", "device=cpu"]))
+    assert "data.json is not kept: " in caplog.text and "everyday" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("key", "code", "base"),
     [("trainer", "class Mine:\n    roles = ('target',)\n", "BasicTrainer"), ("dataloader", "Mine = 3\n", "DataLoader")],

@@ -37,6 +37,34 @@ def test_shards_divide_what_is_kept():
     assert estimate(compose([*LLAMA, *low])).total < sharded.total, "an adapter never takes more than all weights"
 
 
+def test_hybrid_shards_divide_by_the_processes_of_a_host():
+    """Prevents a run that is said to fit, although each host holds all of it: 16 processes, 8 on a host."""
+    hybrid = [*LLAMA, "distributed=fsdp", "distributed.processes=16", "distributed.hybrid=true"]
+    found = estimate(compose([*hybrid, "distributed.processes_per_host=8"]))
+    assert (found.weights, found.optimizer) == (4 * WEIGHTS / 8, 8 * WEIGHTS / 8)
+    assert "sharded over the 8 of a host" in report(compose([*hybrid, "distributed.processes_per_host=8"]))
+    for more in ([], ["distributed.processes_per_host=3"]):
+        with pytest.raises(ValueError, match=r"hybrid=true: set distributed\.processes_per_host, .*processes=16"):
+            report(compose([*hybrid, *more]))
+
+
+def test_what_is_offloaded_is_not_on_the_device():
+    """Prevents a run that is said not to fit, although its blocks are in the CPU's memory, and one that fills that."""
+    offload = [*LLAMA, "distributed=fsdp", "distributed.processes=8", "distributed.cpu_offload=true"]
+    found = estimate(compose(offload))
+    ends = 2 * 32000 * 4096
+    blocks = WEIGHTS - ends
+    assert (found.weights, found.gradients) == pytest.approx((4 * ends / 8, 4 * ends / 8), rel=1e-4)
+    assert (found.optimizer, found.reference) == pytest.approx((8 * ends / 8, 4 * ends / 8), rel=1e-4)
+    assert found.offloaded == pytest.approx((4 + 4 + 8 + 4) * blocks / 8, rel=1e-4)
+    whole = estimate(compose([*offload, "distributed.cpu_offload=false"]))
+    assert whole.offloaded == 0 and found.total + found.offloaded == pytest.approx(whole.total)
+    adapter = estimate(compose([*offload, "model.lora.rank=16", "model.policy_dtype=bfloat16"]))
+    assert adapter.weights == pytest.approx(2 * ends / 8, rel=1e-4) and adapter.gradients == adapter.optimizer == 0
+    assert "in its CPU memory, of blocks" in report(compose(offload))
+    assert estimate(compose([*offload, "distributed.processes=1"])).offloaded == 0, "one process does not shard"
+
+
 def test_what_is_refused_is_not_offered():
     """Prevents a table whose best cell is a command that does not run: 4 bits are not sharded."""
     (line,) = [one for one in report(compose(LLAMA)).splitlines() if "quantize=nf4" in one]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -102,6 +104,24 @@ def test_only_what_a_run_makes_is_removed(config):
     claimed = claim(changed(config, overwrite=True))
     begin(claimed, config)
     assert {entry.name for entry in folder.iterdir()} == {"config.yaml", ".lock", "notes.txt", "step-by-step.md"}
+
+
+@pytest.mark.parametrize("restarts", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
+@pytest.mark.parametrize("replacing", [{"overwrite": True}, {"resume": "never"}])
+def test_a_restart_by_the_launcher_replaces_nothing(config, restarts, replacing, monkeypatch):
+    """Prevents a run that begins at zero whenever one of its processes is lost, and one that spares an older run."""
+    finished(changed(config, n_epochs=2))
+    monkeypatch.setenv(restarts, "1")
+    new = changed(config, **replacing)
+    assert claim(new).status == "replace", "killed before it began, it still replaces the old one"
+    begin(claim(new), new)
+    begun(new)
+    assert claim(new).status == "unfinished"
+    assert claim(changed(config, lr=0.1, overwrite=True)).status == "replace"
+    finish(run_folder(config))
+    assert claim(new).status == "finished"
+    monkeypatch.setenv(restarts, "0")
+    assert claim(changed(new, n_epochs=2)).status == "replace"
 
 
 FOREIGN = {
@@ -210,6 +230,20 @@ def test_a_folder_that_cannot_be_written_is_an_error_with_its_fix(config, tmp_pa
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"cannot write to .*cache_dir=DIR"):
         claim(changed(config, cache_dir=str(tmp_path / "file")))
+
+
+def test_a_full_disk_is_told_with_what_to_do(config, monkeypatch):
+    """Prevents a bare [Errno 28] when a run begins or ends, and half a file that stays behind."""
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    claimed = begun(config)
+    before = {entry.name for entry in claimed.folder.iterdir()}
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"config\.yaml could not be written .*No space left.*make room .*same command"):
+        begin(claimed, config)
+    assert {entry.name for entry in claimed.folder.iterdir()} == before
 
 
 def test_a_broken_saved_config_is_named(config):
