@@ -30,14 +30,13 @@ def check_combinations(config: DictConfig, script: str) -> None:
             adapter; a library that is not installed; a file that is missing or empty; training on test-only data;
             overwriting a run that is read from.
     """
+    check_settings(config, script)
     _check_bitsandbytes(config, script)
-    _check_sharding(config, script)
     _check_scoring(config)
     check_loss(config.loss)
     check_documents(config, script)
     check_generation(config)
     _check_parts(config.loss)
-    _check_reference(config)
     if "datasets" not in config or not config.datasets:
         raise ValueError("no data set is selected: choose with datasets=[everyday], say.")
     for name, options in config.datasets.items():
@@ -60,6 +59,17 @@ def check_combinations(config: DictConfig, script: str) -> None:
         _check_overwritten(config)
 
 
+def check_settings(config: DictConfig, script: str) -> None:
+    """Refuses settings of model, optimizer and processes that exclude each other, whatever is installed and there.
+
+    Raises:
+        ValueError: naming two of them and the fix.
+    """
+    _check_quantization(config)
+    _check_sharding(config, script)
+    _check_reference(config)
+
+
 def _check_scoring(config: DictConfig) -> None:
     """Refuses mode=score without a scorer or a corpus, and a corpus that nobody would read."""
     kind = config.scorer.get("kind")
@@ -78,18 +88,22 @@ def _check_scoring(config: DictConfig) -> None:
         raise ValueError(f"documents_path={config.documents_path}: expected a name that ends in .jsonl or .jsonl.gz.")
 
 
-def _check_bitsandbytes(config: DictConfig, script: str) -> None:
+def _check_quantization(config: DictConfig) -> None:
     lora = config.model.lora
-    if lora.quantize is not None:
-        setting = f"model.lora.quantize={lora.quantize}"
-        if lora.rank is None:
-            raise ValueError(
-                f"{setting} keeps frozen weights in 4 bits, and without LoRA none are frozen: set model.lora.rank=16, "
-                "say."
-            )
-        if config.model.compile:
-            raise ValueError(f"{setting} and model.compile=true do not go together: leave one of them out.")
-        need_bitsandbytes(setting)
+    if lora.quantize is None:
+        return
+    setting = f"model.lora.quantize={lora.quantize}"
+    if lora.rank is None:
+        raise ValueError(
+            f"{setting} keeps frozen weights in 4 bits, and without LoRA none are frozen: set model.lora.rank=16, say."
+        )
+    if config.model.compile:
+        raise ValueError(f"{setting} and model.compile=true do not go together: leave one of them out.")
+
+
+def _check_bitsandbytes(config: DictConfig, script: str) -> None:
+    if config.model.lora.quantize is not None:
+        need_bitsandbytes(f"model.lora.quantize={config.model.lora.quantize}")
     if script == "train.py" and config.optimizer.endswith("8bit"):
         need_bitsandbytes(f"optimizer={config.optimizer}")
 
