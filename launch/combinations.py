@@ -71,7 +71,7 @@ def check_settings(config: DictConfig, script: str) -> None:
 
 
 def _check_scoring(config: DictConfig) -> None:
-    """Refuses mode=score without a scorer or a corpus, and a corpus that nobody would read."""
+    """Refuses mode=score without a scorer or a corpus or under torchrun, and a corpus that nobody would read."""
     kind = config.scorer.get("kind")
     if kind is not None:
         found("scorer.kind", kind, "scorers")
@@ -79,6 +79,11 @@ def _check_scoring(config: DictConfig) -> None:
         if config.corpus is not None:
             raise ValueError(f"corpus={config.corpus} is for mode=score: run `python eval.py ++mode=score ...`.")
         return
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise ValueError(
+            f"mode=score starts its own processes, and each of these {processes} would score the whole corpus: run "
+            f"`python eval.py ...`, not torchrun, with ++scoring_processes={processes}."
+        )
     if kind is None:
         raise ValueError("mode=score needs a scorer: scorer=pep8, pii, profanity or toxicity.")
     if config.corpus is None:
