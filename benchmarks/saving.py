@@ -2,13 +2,15 @@
 
     python -m benchmarks.saving [--rounds 2] [--output benchmarks/saving.json]
 
-The settings take turns, and all find the reference values that a run before them has left.
+The settings take turns, and all find the reference values that a run before them has left. `peak_gb` is of the whole
+process, up to its end: the last checkpoint is in it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -31,17 +33,32 @@ TRAINING = [
 ACCOUNT = re.compile(r"checkpoints: (\d+) written in ([\d.]+) s; the training waited ([\d.]+) s")
 
 
+def worker(arguments: list[str]) -> None:
+    """The training, and then its peak memory in GiB."""
+    import torch
+
+    from launch.compose import compose
+    from launch.train import run
+    from trainers.metrics import peak_memory_gb
+
+    logging.basicConfig(level=logging.INFO)
+    run(compose(arguments))
+    print(f"peak: {peak_memory_gb(torch.device('cpu')):.3f}")
+
+
 def measure(cache: str, settings: list[str]) -> dict[str, Any]:
     """One training: the seconds of its steps, how long it waited for checkpoints, and its peak memory."""
-    command = [sys.executable, str(ROOT / "train.py"), *TRAINING, *settings, f"cache_dir={cache}"]
+    start = [sys.executable, "-m", "benchmarks.saving", "--worker"]
+    command = [*start, *TRAINING, *settings, f"cache_dir={cache}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     written, took, waited = ACCOUNT.search(done.stdout + done.stderr).groups()
+    peak = re.search(r"^peak: ([\d.]+)$", done.stdout, re.MULTILINE)[1]
     records = [json.loads(line) for line in (Path(cache) / "run" / "metrics.jsonl").read_text().splitlines()]
     size = sum(file.stat().st_size for file in (Path(cache) / "run" / "LATEST").iterdir())
     return {
         "seconds_of_steps": [round(record["seconds/all"], 2) for record in records if record["split"] == "train"],
         "checkpoints": int(written), "written_seconds": float(took), "waited_seconds": float(waited),
-        "peak_gb": round(records[-1]["peak_memory_gb"], 2), "checkpoint_mb": round(size / 2**20),
+        "peak_gb": round(float(peak), 2), "checkpoint_mb": round(size / 2**20),
     }  # fmt: skip
 
 
@@ -64,4 +81,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--worker"]:
+        worker(sys.argv[2:])
+    else:
+        main()

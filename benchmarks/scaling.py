@@ -4,9 +4,10 @@
 
 Each process has one thread; one process with two threads is what two processes compete with on two cores. The settings
 take turns, and all find the reference values that a run before them has left. The first step, which makes the
-optimizer's state, is left out of the rates. Communication is the time that a process waits for others,
-for data or because they are slower. `peak_gb` is of the whole process, some 0.5 GiB of libraries among it;
-`reckoned_gb` is what mode=memory says of the rest.
+optimizer's state, is left out of the rates. `communication_share` is the time in torch's Work.wait alone: a lower bound
+of what communication costs (copies into and out of buffers are not in it), and waiting for slower processes is in it.
+`peak_gb` is of the whole process, some 0.5 GiB of libraries among it, and with shards on the first one the last
+checkpoint, which is gathered; nothing is saved in the background. `reckoned_gb` is what mode=memory says of the rest.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ SETTINGS: dict[str, tuple[int, int, str]] = {
 TRAINING = [
     "loss=dpo", "n_examples=80", "n_eval_examples=0", "model.batch_size=16", "model.tokens_per_microbatch=1024",
     "shuffle=false", "model.policy_dtype=float32", "model.reference_dtype=float32", "exp_name=run", "overwrite=true",
-    "minimum_log_interval_secs=0",
+    "minimum_log_interval_secs=0", "save_in_background=false",
 ]  # fmt: skip
 """Five steps of 16 pairs."""
 

@@ -32,14 +32,13 @@ def check_combinations(config: DictConfig, script: str) -> None:
     """
     if not config.get("resume", "auto").strip():
         raise ValueError("resume is empty: expected auto, never, or the folder of a checkpoint.")
+    check_settings(config, script)
     _check_bitsandbytes(config, script)
-    _check_sharding(config, script)
     _check_scoring(config)
     check_loss(config.loss)
     check_documents(config, script)
     check_generation(config)
     _check_parts(config.loss)
-    _check_reference(config)
     if "datasets" not in config or not config.datasets:
         raise ValueError("no data set is selected: choose with datasets=[everyday], say.")
     for name, options in config.datasets.items():
@@ -63,8 +62,19 @@ def check_combinations(config: DictConfig, script: str) -> None:
         _check_overwritten(config)
 
 
+def check_settings(config: DictConfig, script: str) -> None:
+    """Refuses settings of model, optimizer and processes that exclude each other, whatever is installed and there.
+
+    Raises:
+        ValueError: naming two of them and the fix.
+    """
+    _check_quantization(config)
+    _check_sharding(config, script)
+    _check_reference(config)
+
+
 def _check_scoring(config: DictConfig) -> None:
-    """Refuses mode=score without a scorer or a corpus, and a corpus that nobody would read."""
+    """Refuses mode=score without a scorer or a corpus or under torchrun, and a corpus that nobody would read."""
     kind = config.scorer.get("kind")
     if kind is not None:
         found("scorer.kind", kind, "scorers")
@@ -72,6 +82,11 @@ def _check_scoring(config: DictConfig) -> None:
         if config.corpus is not None:
             raise ValueError(f"corpus={config.corpus} is for mode=score: run `python eval.py ++mode=score ...`.")
         return
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise ValueError(
+            f"mode=score starts its own processes, and each of these {processes} would score the whole corpus: run "
+            f"`python eval.py ...`, not torchrun, with ++scoring_processes={processes}."
+        )
     if kind is None:
         raise ValueError("mode=score needs a scorer: scorer=pep8, pii, profanity or toxicity.")
     if config.corpus is None:
@@ -81,18 +96,22 @@ def _check_scoring(config: DictConfig) -> None:
         raise ValueError(f"documents_path={config.documents_path}: expected a name that ends in .jsonl or .jsonl.gz.")
 
 
-def _check_bitsandbytes(config: DictConfig, script: str) -> None:
+def _check_quantization(config: DictConfig) -> None:
     lora = config.model.lora
-    if lora.quantize is not None:
-        setting = f"model.lora.quantize={lora.quantize}"
-        if lora.rank is None:
-            raise ValueError(
-                f"{setting} keeps frozen weights in 4 bits, and without LoRA none are frozen: set model.lora.rank=16, "
-                "say."
-            )
-        if config.model.compile:
-            raise ValueError(f"{setting} and model.compile=true do not go together: leave one of them out.")
-        need_bitsandbytes(setting)
+    if lora.quantize is None:
+        return
+    setting = f"model.lora.quantize={lora.quantize}"
+    if lora.rank is None:
+        raise ValueError(
+            f"{setting} keeps frozen weights in 4 bits, and without LoRA none are frozen: set model.lora.rank=16, say."
+        )
+    if config.model.compile:
+        raise ValueError(f"{setting} and model.compile=true do not go together: leave one of them out.")
+
+
+def _check_bitsandbytes(config: DictConfig, script: str) -> None:
+    if config.model.lora.quantize is not None:
+        need_bitsandbytes(f"model.lora.quantize={config.model.lora.quantize}")
     if script == "train.py" and config.optimizer.endswith("8bit"):
         need_bitsandbytes(f"optimizer={config.optimizer}")
 

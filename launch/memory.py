@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
+from launch.combinations import check_settings
 from models.footprint import Parts, adapter_size, parts_of, transient_bytes
 from trainers.optimization import OPTIMIZER_BYTES
 
@@ -19,7 +20,7 @@ NF4 = 0.53
 ALTERNATIVES = {
     "as it is": {},
     "model.activation_checkpointing=true": {"model.activation_checkpointing": True},
-    "model.lora.rank=16": {"model.lora.rank": 16},
+    "model.lora.rank=16": {"model.lora.rank": 16, "model.lora.quantize": None},
     "model.lora.rank=16 model.lora.quantize=nf4": {"model.lora.rank": 16, "model.lora.quantize": "nf4"},
 }
 
@@ -123,7 +124,7 @@ def _exchanged(config: DictConfig, parts: Parts, trained: int, count: int, size:
     if config.distributed.name != "fsdp":
         largest = int(config.model.shape.vocabulary) * int(config.model.shape.hidden_size)
         return 4.0 * min(trained, max(GRADIENT_BUCKET, largest if gradients else 0))
-    kept = 3 * parts.block if config.distributed.get("reshard_after_forward", True) else parts.all
+    kept = 3 * parts.block if config.distributed.get("reshard_after_forward", True) else parts.block * parts.blocks
     return (kept + parts.outside) * size + gradients * (2 * parts.block + parts.outside)
 
 
@@ -153,12 +154,20 @@ def report(config: DictConfig) -> str:
         lines.append(f"  {found.copy / size:8.2f}  in the first process's CPU memory while a checkpoint is written")
     lines += ["", f"{f'{unit} a process':<52}{'replicas':>10}{'sharded':>10}"]
     for name, changes in ALTERNATIVES.items():
-        totals = [estimate(_changed(config, kind, changes)).total / size for kind in ("ddp", "fsdp")]
-        cells = [f"{total:.1f}" for total in totals[: 1 if "model.lora.quantize" in changes else 2]]
-        lines.append(f"{name:<52}" + "".join(f"{cell:>10}" for cell in (*cells, "-")[:2]))  # 4 bits are not sharded
+        cells = [_cell(_changed(config, kind, changes), size) for kind in ("ddp", "fsdp")]
+        lines.append(f"{name:<52}" + "".join(f"{cell:>10}" for cell in cells))
     fits = next((card for card in SIZES if found.total < 0.92 * card * 2**30), None)
     lines += ["", f"It fits {fits} GiB." if fits else f"It does not fit {SIZES[-1]} GiB: see what could be chosen."]
     return "\n".join(lines)
+
+
+def _cell(config: DictConfig, size: int) -> str:
+    """What a config takes, in units of so many bytes; a dash for one that would be refused."""
+    try:
+        check_settings(config, "train.py")
+    except ValueError:
+        return "-"
+    return f"{estimate(config).total / size:.1f}"
 
 
 def _changed(config: DictConfig, kind: str, changes: dict[str, object]) -> DictConfig:

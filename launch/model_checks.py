@@ -9,13 +9,14 @@ from omegaconf import DictConfig
 
 from models.checkpoints import read_policy
 from models.loading import locate
+from trainers import distributed
 
 log = logging.getLogger(__name__)
 
 
 def warn_of_other_tokens(config: DictConfig) -> None:
     """A finetuning that passes over other documents than its model has seen sees some twice, or some never."""
-    if config.task.phase != "finetune" or config.model.load_from is None:
+    if distributed.rank() > 0 or config.task.phase != "finetune" or config.model.load_from is None:
         return
     weights = locate(config.model.load_from, config.cache_dir)
     metrics = read_policy(weights.path).get("metrics", {}) if weights.kind == "policy" else {}

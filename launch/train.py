@@ -50,8 +50,7 @@ def run(config: DictConfig) -> dict[str, float]:
     device = _begin(config)
     if reads_documents(config):
         settle_threshold(config)
-        if distributed.rank() == 0:
-            warn_of_other_tokens(config)
+        warn_of_other_tokens(config)
     kind = trainer_class(config)
     folder = Path(config.cache_dir) / config.exp_name
     if config.mode == "inspect":

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks import gpu, saving
 from benchmarks.coverage import lowest, mean_of_cut_normal, settings, simulate
 from benchmarks.speed import largest_difference, record, table
 from benchmarks.work import flops, made_up_steps, measure, parser
@@ -176,3 +176,13 @@ def test_scaling_is_measured_by_one_command(tmp_path):
         assert all(0 < share < 1 if processes > 1 else share == 0 for share in row["communication_share"])
         assert row["losses"] == pytest.approx(rows["1 process, 1 thread"]["losses"], rel=1e-2)
         assert len(row["losses"]) == len(row["seconds_of_steps"]) == 2 and row["reckoned_gb"] > 0
+
+
+@pytest.mark.slow
+def test_saving_is_measured_by_one_command(tmp_path):
+    """Prevents checkpoints that are not counted, and a peak that is not the whole process's."""
+    small = ["model=tiny", "n_examples=12", "model.batch_size=4", "save_every=4"]
+    found = saving.measure(str(tmp_path), small)
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert found["checkpoints"] == 3 and len(found["seconds_of_steps"]) == 3
+    assert found["peak_gb"] >= round(max(record["peak_memory_gb"] for record in records), 2)

@@ -172,6 +172,7 @@ class Loop:
         trainer = self.trainer
         if trainer.folder is None:
             return
+        self.checkpoints.wait()  # before anything is copied: two copies would take twice the memory
         state = pack(trainer, self.optimizer, self.averages, self.data)
         contents = None if trainer.computer.shards is None else policy_contents(trainer.policy)
         if distributed.rank() == 0:

@@ -32,7 +32,8 @@ def test_shards_divide_what_is_kept():
     more = estimate(
         compose([*LLAMA, "distributed=fsdp", "distributed.processes=8", "distributed.reshard_after_forward=false"])
     )
-    assert more.exchanged > 4 * WEIGHTS
+    # all weights, and gradients: a block's made, another one's summed, and those outside of blocks (2 x 32000 x 4096)
+    assert more.exchanged == 4 * WEIGHTS + 4 * (2 * 202383488 + 262144000)
     low = ["distributed=fsdp", "distributed.processes=8", "model.lora.rank=16"]
     assert estimate(compose([*LLAMA, *low])).total < sharded.total, "an adapter never takes more than all weights"
 
@@ -65,10 +66,29 @@ def test_what_is_offloaded_is_not_on_the_device():
     assert estimate(compose([*offload, "distributed.processes=1"])).offloaded == 0, "one process does not shard"
 
 
+def cells(*settings: str) -> dict[str, list[str]]:
+    """What the table of alternatives says for replicas and for shards, by row."""
+    table = report(compose([*LLAMA, "distributed.processes=8", *settings])).split("sharded\n")[1]
+    return {line[:52].strip(): line[52:].split() for line in table.splitlines() if line[52:].strip()}
+
+
 def test_what_is_refused_is_not_offered():
-    """Prevents a table whose best cell is a command that does not run: 4 bits are not sharded."""
-    (line,) = [one for one in report(compose(LLAMA)).splitlines() if "quantize=nf4" in one]
-    assert line.split()[-1] == "-"
+    """Prevents a table whose best cell is a command that does not run, and a row that is another one's.
+
+    Neither 4 bits nor 8-bit optimizers are sharded; 4 bits are not compiled; a reference that follows needs all
+    weights.
+    """
+    whole, low, lower = "as it is", "model.lora.rank=16", "model.lora.rank=16 model.lora.quantize=nf4"
+    plain, recomputed = cells(), "model.activation_checkpointing=true"
+    assert list(plain) == [whole, recomputed, low, lower]
+    assert [one for row in plain.values() for one in row].count("-") == 1 and plain[lower][1] == "-"
+    quantized = cells("model.lora.rank=16", "model.lora.quantize=nf4")
+    assert quantized[whole] == quantized[lower] == plain[lower] and quantized[recomputed][1] == "-"
+    assert quantized[low] == plain[low], "the adapter alone"
+    assert {row[1] for row in cells("optimizer=AdamW8bit").values()} == {"-"}
+    assert cells("model.compile=true") == plain | {lower: ["-", "-"]}
+    follows = cells("loss.sync_reference=true")
+    assert follows[low] == follows[lower] == ["-", "-"] and follows[whole] == plain[whole]
 
 
 def test_a_small_model_is_in_a_small_unit():

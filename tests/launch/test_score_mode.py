@@ -78,6 +78,13 @@ def run(*overrides: str, before: str | None = None) -> subprocess.CompletedProce
     return subprocess.run([sys.executable, *first], env=settings, capture_output=True, text=True, timeout=200)
 
 
+def test_it_is_refused_under_torchrun(monkeypatch):
+    """Prevents a corpus that every process of torchrun scores whole, into one file; nothing is read before."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"not torchrun, with \+\+scoring_processes=2\."):
+        score("scorer=pep8", "corpus=nowhere.jsonl")
+
+
 def test_documents_by_hand(capsys):
     """Prevents a format that the training does not read, and a summary that counts otherwise than its reader would."""
     write("code.jsonl", [code(0), code(1), code(2), "no code here\n", ""])

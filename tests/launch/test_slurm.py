@@ -10,6 +10,10 @@ import time
 from collections.abc import Callable
 
 import pytest
+import submitit
+from hydra import compose, initialize_config_dir
+from hydra.types import HydraContext
+from hydra.utils import instantiate
 
 from tests.readme import ROOT
 
@@ -74,6 +78,28 @@ def test_the_jobs_of_a_multirun_are_jobs_of_slurm(cluster, tmp_path):
         assert re.search(rf"^#SBATCH {line}", script, re.MULTILINE), (line, script)
     assert re.search(r"^#SBATCH --signal=USR2@300", script, re.MULTILINE)
     assert (tmp_path / "tiny_sft" / "finished.json").exists() and (tmp_path / "tiny_dpo" / "finished.json").exists()
+
+
+def test_a_job_on_several_machines_asks_for_them(cluster, tmp_path, monkeypatch):
+    """Prevents two machines of eight GPUs on which one process trains: the script is rendered, and not run."""
+    monkeypatch.setenv("PATH", cluster["PATH"])
+    asked = {"nodes": 2, "tasks_per_node": 8, "gpus_per_node": 8}
+    overrides = [f"hydra.launcher.{key}={value}" for key, value in asked.items()]
+    with initialize_config_dir(str(ROOT / "config"), version_base=None):
+        overrides += ["hydra/launcher=slurm", f"hydra.sweep.dir={tmp_path}"]
+        config = compose("config", overrides, return_hydra_config=True)
+        launcher = instantiate(config.hydra.launcher)
+    scripts = []
+
+    def render(executor: submitit.AutoExecutor, *_: object) -> list:
+        scripts.append(executor._executor._make_submission_file_text("train", "77"))
+        return []
+
+    monkeypatch.setattr(submitit.AutoExecutor, "map_array", render)
+    launcher.setup(hydra_context=HydraContext(None, None), task_function=print, config=config)
+    launcher.launch([["loss=dpo"]], 0)
+    for line in ("--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8"):
+        assert re.search(rf"^#SBATCH {line}$", scripts[0], re.MULTILINE), (line, scripts[0])
 
 
 def test_the_processes_of_a_job_train_together(cluster, tmp_path):

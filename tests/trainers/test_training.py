@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,8 @@ from models.checkpoints import read_loss_state, read_policy
 from models.logprobs import plain_attention
 from tests import tiny
 from tests.trainers.couplings import RunningMeanTrainer
+from trainers import loop
+from trainers.checkpointing import Checkpointing
 from trainers.finite import NonFiniteError
 from trainers.metrics import Averages, MetricsLog
 from trainers.paired import DPOTrainer, PairedPreferenceTrainer
@@ -188,6 +191,37 @@ def test_a_misspelled_best_metric_found_at_the_end_costs_no_weights(tmp_path):
     with pytest.raises(ValueError, match="keep_best=reward/margin"):
         run.trainer.train()
     assert read_policy(tmp_path / "LATEST" / "policy.pt")["step_idx"] == 3
+
+
+def test_a_checkpoint_is_copied_when_the_one_before_is_written(tmp_path, monkeypatch):
+    """Prevents two copies of weights and optimizer beside each other where checkpoints are written in the background.
+
+    A write goes on for as long as nobody waits for it.
+    """
+    run = Run(tmp_path, save_every=4, save_in_background=True)
+    checkpoints, awaited, written = run.trainer.checkpoints, threading.Event(), []
+    join, write = Checkpointing.join, Checkpointing._write
+
+    def tell(*_) -> None:
+        awaited.set()
+        join(checkpoints)
+        awaited.clear()
+
+    def slow(*some) -> None:
+        awaited.wait()
+        write(*some)
+        written.append(True)
+
+    def at_once(*some):
+        assert len(written) == run.trainer.step_idx - 1, "the one before is still in memory"
+        return pack(*some)
+
+    pack = loop.pack
+    monkeypatch.setattr(Checkpointing, "join", tell)
+    monkeypatch.setattr(Checkpointing, "_write", slow)
+    monkeypatch.setattr(loop, "pack", at_once)
+    run.trainer.train()
+    assert len(written) == 3
 
 
 def test_what_a_loss_remembers_is_saved(tmp_path):
