@@ -55,9 +55,15 @@ def train(folder: Path, family: str, *more: str, expect: int = 0, kill: str | No
     """Runs it, or lets it signal itself at an event; returns what it printed."""
     start = [str(ROOT / "train.py")] if kill is None else ["-m", "tests.killing", kill]
     whole = [sys.executable, *start, *command(folder, family, *more)]
-    done = subprocess.run(whole, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    environment = os.environ | {"KILLED_AT": str(killed_at(folder))}
+    done = subprocess.run(whole, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == expect, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+def killed_at(folder: Path) -> Path:
+    """Where it is written at which place a run in a folder was killed last."""
+    return folder.with_name(f"{folder.name}-killed-at.json")
 
 
 def records(folder: Path) -> list[dict]:
@@ -110,26 +116,29 @@ def assert_same(folder: Path, whole: Path) -> None:
 @pytest.mark.parametrize(
     ("family", "kills"),
     [
-        ("dpo", ["write:4", "evaluate:9", "gradients:2"]),
-        ("kto", ["reference:3", "rename:9", "log:3"]),
-        ("moving", ["step:4", "remove:1"]),
+        ("dpo", {"write:4": "step-12 resume.pt", "evaluate:2": "evaluate", "gradients:2": "step"}),
+        ("kto", {"reference:3": "add", "rename:2": "write_folder step-12", "log:3": "_log"}),
+        ("moving", {"step:4": "_step", "remove:1": "_tidy step-"}),
     ],
 )
-def test_a_killed_run_ends_in_the_same_bits(family: str, kills: list[str], tmp_path):
-    """Prevents a resume that loses or repeats a step, an average, a record or a reference value: three kills of a run.
+def test_a_killed_run_ends_in_the_same_bits(family: str, kills: dict[str, str], tmp_path):
+    """Prevents a resume that loses or repeats a step, an average, a record or a reference value: some kills of a run.
 
     Those of DPO are inside resume.pt, in an evaluation, and in a step after a resume; of KTO inside a record of
-    reference values, before a folder appears, and inside a line of metrics.jsonl.
+    reference values, before a folder appears, and inside a line of metrics.jsonl. `kills` says where it was.
     """
     train(tmp_path / "whole", family)
-    for kill in kills:
+    for kill, words in kills.items():
         train(tmp_path / "killed", family, kill=kill, expect=-signal.SIGKILL)
+        place = json.loads(killed_at(tmp_path / "killed").read_text())
+        for word in words.split():
+            assert word in place["inside"] or any(word in file for file in place["files"]), (kill, place)
     printed = train(tmp_path / "killed", family)
     assert "goes on after" in printed
     assert_same(tmp_path / "killed", tmp_path / "whole")
 
 
-@pytest.mark.parametrize(("name", "event", "code"), [("SIGTERM", "gradients:5", 75), ("SIGINT", "evaluate:8", 130)])
+@pytest.mark.parametrize(("name", "event", "code"), [("SIGTERM", "gradients:5", 75), ("SIGINT", "evaluate:2", 130)])
 def test_a_run_that_is_told_to_stop_saves_first(name: str, event: str, code: int, tmp_path):
     """Prevents the loss of what a cluster's notice of preemption, or a Ctrl-C, leaves time to save."""
     once = ("save_every=null", "keep_best=null")

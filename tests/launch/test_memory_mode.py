@@ -32,7 +32,7 @@ def test_shards_divide_what_is_kept():
     more = estimate(
         compose([*LLAMA, "distributed=fsdp", "distributed.processes=8", "distributed.reshard_after_forward=false"])
     )
-    # all weights, and gradients: a block's made, another one's summed, and those outside of blocks (2 x 32000 x 4096)
+    # all weights, and gradients: one block's made, another's summed, and those outside of blocks (2 x 32000 x 4096)
     assert more.exchanged == 4 * WEIGHTS + 4 * (2 * 202383488 + 262144000)
     low = ["distributed=fsdp", "distributed.processes=8", "model.lora.rank=16"]
     assert estimate(compose([*LLAMA, *low])).total < sharded.total, "an adapter never takes more than all weights"

@@ -19,7 +19,6 @@ from tests.trainers import steps
 from tests.trainers.couplings import RunningMeanTrainer
 from trainers import distributed
 from trainers.metrics import Averages
-from trainers.unpaired import KTOTrainer
 
 CASES = {**steps.CASES, "state": (RunningMeanTrainer, "dpo")}
 ROWS = {"odd": 7, "few": 2}
@@ -50,33 +49,20 @@ def compute(name: str, count: int) -> dict:
     return {"gradient": tiny.gradients(trainer.policy), "train": train, "eval": trainer.evaluate()}
 
 
-def train(folder: Path) -> dict:
-    """A short training: the weights afterwards and what the log says of it."""
-    from dataloaders.unpaired import UnpairedPreferenceDataLoader
-    from trainers.metrics import MetricsLog
-
-    made = tiny.loader(UnpairedPreferenceDataLoader, 6, batch_size=5)
-    log = MetricsLog(folder) if distributed.rank() == 0 else None
-    trainer = tiny.trainer(
-        KTOTrainer, "kto", train_loader=made, eval_rows=made.fixed_rows(5), folder=folder, metrics_log=log, lr=1e-2,
-        eval_every=5, intermediate_checkpoints=True,
-    )  # fmt: skip
-    metrics = trainer.train()
-    metrics.pop("eval_seconds", None)
-    weights = torch.cat([parameter.detach().reshape(-1) for parameter in trainer.policy.parameters()])
-    return {"weights": weights, "eval": metrics, "examples": trainer.examples}
-
-
 def everything(folder: Path) -> dict:
-    """All cases by name."""
+    """All cases by name; trainings in folders."""
+    from tests.trainers import sharded
+
     few = ("sft", "dpo", "kto", "kto-simple", "aot", "bco", "mpo", "grpo", "rrhf", "tokens", "state")
-    results = {
+    for name, counts in sharded.REPLICAS.items():
+        if distributed.processes() in (1, *counts):
+            sharded.train(name, folder / name, replicas=True)
+    return {
         f"{name} {rows}": compute(name, count)
         for rows, count in ROWS.items()
         for name in CASES
         if rows != "few" or name in few
     }
-    return results | {"training": train(folder)}
 
 
 def work(what: str, folder: Path, rank: int, count: int, port: int) -> None:

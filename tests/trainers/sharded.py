@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dataloaders.pretraining import PretrainingDataLoader
 from launch.compose import compose
 from launch.train import run
 from models.lora import Adapter, Base, add_adapter, without_adapter
@@ -33,10 +34,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "hybrid": {"hybrid": True},
     "gpt2": {},
     "gemma2": {},
+    "bfloat16": {"compute": torch.bfloat16},
+    "reduced": {"reduce_dtype": torch.bfloat16},
+    "recomputed": {"recomputed": True},
 }
-"""Other ways to shard, and other architectures; all of KTO."""
-TRAININGS = ("sft", "dpo", "kto", "bco", "aot", "ppo", "grpo", "mpo", "lora", "following")
+"""Other ways to shard, other architectures, precisions, and activation checkpointing; all of KTO."""
+TRAININGS = ("sft", "dpo", "kto", "bco", "aot", "ppo", "grpo", "rrhf", "mpo", "awr", "lora", "following")
 """A loss of each family, an adapter, and a reference that follows the policy."""
+REPLICAS = {"dpo": (2, 3), "kto": (2,), "awr": (2,)}
+"""What replicas train too, and how many of them."""
 BY_THREE = ("dpo", "kto", "lora")
 RESUMED = ("bco", "following")
 STEPS, HALF = 10, 5
@@ -68,18 +74,28 @@ def trained(trainer: BasicTrainer) -> list[torch.Tensor]:
     return [weight for weight in trainer.policy.parameters() if weight.requires_grad]
 
 
-def step(name: str, count: int, family: str = "llama", **options: Any) -> dict[str, Any]:
+def step(
+    name: str, count: int, family: str = "llama", compute: torch.dtype = torch.float64, recomputed: bool = False,
+    **options: Any,
+) -> dict[str, Any]:  # fmt: skip
     """Gradient and training metrics of a step, and the evaluation's metrics."""
     kind, loss = processes_worker.CASES[name]
     rows = processes_worker.rows_of(name, count)
-    how = sharding(torch.float64, **options)
-    policy = tiny.tiny_model(family, dtype=torch.float64)
+    low = compute == torch.bfloat16
+    dtype = torch.float32 if low else compute
+    how = sharding(compute, **options)
+    policy = tiny.tiny_model(family, dtype=dtype)
+    if recomputed:
+        policy.activation_checkpointing_enable({"use_reentrant": False})
     if how is not None:
         shard(policy, how)
-    reference = Reference(lambda: tiny.tiny_model(family, 1, torch.float64), sharding=how)
+    whole_precision = None if how is None else replace(how, dtype=dtype)
+    reference = Reference(lambda: tiny.tiny_model(family, 1, dtype), sharding=whole_precision)
     trainer = tiny.trainer(
-        kind, loss, policy=policy, reference=reference, eval_rows=rows, model__tokens_per_microbatch=60
-    )
+        kind, loss, policy=policy, reference=reference, eval_rows=rows, model__tokens_per_microbatch=60,
+        model__policy_dtype="bfloat16" if low else "float32",
+    )  # fmt: skip
+    policy.train(recomputed)  # nothing is recomputed in eval mode
     averages = Averages()
     result = trainer.computer.gradients(trainer.own(rows))
     trainer._collect(result, averages)
@@ -89,17 +105,18 @@ def step(name: str, count: int, family: str = "llama", **options: Any) -> dict[s
     return {"gradient": whole(trainer, gradients), "train": train, "eval": trainer.evaluate()}
 
 
-def make(name: str, folder: Path) -> BasicTrainer:
+def make(name: str, folder: Path, replicas: bool = False) -> BasicTrainer:
     """A trainer of ten steps that logs each and saves after five and ten.
 
     At its learning rate weights whose gradient is rounding alone, which AdamW makes a whole step of, stay below 1e-5.
     """
     loss = {"lora": "kto", "following": "dpo"}.get(name, name)
     kind = processes_worker.CASES[loss][0]
-    loader = tiny.loader(steps.LOADERS[loss], 12, batch_size=5, n_epochs=4)
+    on_documents = isinstance(steps.LOADERS[loss], type) and issubclass(steps.LOADERS[loss], PretrainingDataLoader)
+    loader = tiny.loader(steps.LOADERS[loss], 5 * STEPS if on_documents else 12, batch_size=5, n_epochs=4)
     sizes = loader.sizes()
     loader.n_examples = sum(sizes[:STEPS])
-    how = sharding(torch.float32)
+    how = None if replicas else sharding(torch.float32)
     policy = tiny.tiny_model()
     reference = Reference(lambda: tiny.tiny_model(seed=1), sharding=how)
     if name == "lora":
@@ -117,12 +134,12 @@ def make(name: str, folder: Path) -> BasicTrainer:
     )  # fmt: skip
 
 
-def train(name: str, folder: Path, start: Path | None = None) -> None:
+def train(name: str, folder: Path, start: Path | None = None, replicas: bool = False) -> None:
     """Trains, from the checkpoint in the middle of another training if one is named.
 
     By then every example was seen, by one process or another, so that nobody has to compute its reference value again.
     """
-    trainer = make(name, folder)
+    trainer = make(name, folder, replicas)
     middle = None
     if start is not None:
         latest = (start / "LATEST").resolve().name

@@ -17,6 +17,10 @@ from tests import tiny
 from tests.trainers import processes_worker, sharded
 from trainers import distributed
 
+OPTIMIZER = 1e-4
+"""Of the state after ten steps; float32 has seven digits."""
+ROUNDED = {"bfloat16": (0.01, 0.01), "reduced": (0.01, 1e-6)}
+"""Tolerances of gradients and metrics where numbers are rounded to bfloat16: all of a pass, or sums of gradients."""
 VOLATILE = ("seconds", "per_second", "memory", "tokens/")
 
 
@@ -44,12 +48,19 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 
 def compare(value: Any, expected: Any, where: str, tolerance: float) -> None:
-    """The same containers, types, shapes and dtypes, and numbers within a tolerance."""
+    """The same containers, types, shapes and dtypes, and numbers within a tolerance.
+
+    An optimizer's tensors are held to it relative to their largest number: most squares of gradients are below 1e-5.
+    """
     assert type(value) is type(expected), where
     if isinstance(expected, torch.Tensor):
         assert (value.dtype, value.shape) == (expected.dtype, expected.shape), where
         assert value.untyped_storage().nbytes() == expected.untyped_storage().nbytes(), f"{where} saves more than it is"
-        assert torch.allclose(value.double(), expected.double(), rtol=tolerance, atol=tolerance), where
+        value, expected = value.double(), expected.double()
+        if ".optimizer." in where:
+            assert (value - expected).abs().max() <= OPTIMIZER * expected.abs().max(), where
+        else:
+            assert torch.allclose(value, expected, rtol=tolerance, atol=tolerance), where
     elif isinstance(expected, dict):
         assert list(value) == list(expected), where
         for key in expected:
@@ -79,16 +90,17 @@ def compare_checkpoints(folder: Path, expected: Path, tolerance: float) -> None:
 def test_a_step_is_that_of_one_process(count: int, folder: Path):
     """Prevents gradients that are averaged or counted twice, a head's that is lost, and a hang without rows.
 
-    Of every loss: gradient, loss, rewards and KTO's estimate agree to 1e-6, on each process.
+    Of every loss: gradient, loss, rewards and KTO's estimate agree to 1e-6, on each process; in bfloat16 they are near.
     """
     alone = torch.load(folder / "alone" / "rank0.pt", weights_only=True)
     for result in steps_of(folder, count):
         assert len(result) >= 10
         for name, value in result.items():
             assert value["gradient"].norm() > 0
-            assert tiny.relative(alone[name]["gradient"], value["gradient"]) < 1e-6, name
+            apart, most = ROUNDED.get(name, (1e-6, 1e-6))
+            assert tiny.relative(alone[name]["gradient"], value["gradient"]) < apart, name
             for split in ("train", "eval"):
-                assert value[split] == pytest.approx(alone[name][split], rel=1e-6, abs=1e-9), (name, split)
+                assert value[split] == pytest.approx(alone[name][split], rel=most, abs=most / 1000), (name, split)
 
 
 @pytest.mark.parametrize(
