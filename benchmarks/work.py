@@ -196,8 +196,17 @@ def _pass(
 
 
 def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """Floating-point operations a second of square matrix products, the median of seven; larger ones on a GPU."""
+    """Floating-point operations a second of square matrix products, the median of seven; larger ones on a GPU, smaller
+    ones where a product would take seconds: processors without bfloat16 imitate it."""
     size = 8192 if device.type == "cuda" else 2048
+    if device.type == "cpu":
+        little = torch.randn(256, 256).to(dtype)
+        for _ in range(2):
+            start = time.perf_counter()
+            little @ little
+            took = time.perf_counter() - start
+        while size > 256 and took * (size / 256) ** 3 > 1:
+            size //= 2
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     seconds = []
     for _ in range(8):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.compose import check_command
 from tests.readme import README, ROOT, TUTORIAL, blocks, commands, run, stand_ins, tutorial_files
 
 (RANKING,) = [block.text for block in blocks(README) if "seed=1,2,3" in block.text]
@@ -144,6 +145,19 @@ def test_the_pretraining_runs(tmp_path):
     assert "conditional" in (tmp_path / "samples.html").read_text()
 
 
+def test_the_finetuning_is_one_that_can_be(tmp_path, monkeypatch):
+    """Prevents documented lines that are refused; a file stands for the checkpoint, of which a test of its own says
+    that the run keeps it."""
+    (block,) = [block.text for block in blocks(README) if "task.phase=finetune" in block.text]
+    monkeypatch.chdir(tmp_path)
+    for line in block.strip().splitlines():
+        _, script, *arguments = line.split()
+        (saved,) = [part.partition("=")[2] for part in arguments if part.startswith("model.load_from=")]
+        Path(saved).parent.mkdir(parents=True)
+        Path(saved).touch()
+        assert check_command(arguments, script) == arguments
+
+
 def test_scoring_commands_run(here):
     """Prevents documented scorings that fail, of code, of rows and of a run's samples (a file stands for these)."""
     folder = here[0] / "scoring"
@@ -173,7 +187,7 @@ def test_every_command_is_covered_above():
     assert [sum(script in c for c in found) for script in ("make", "train.py", "eval.py", "compare.py")] == [2, 9, 7, 2]
     assert len(found) == 20
     assert len(commands(TUTORIAL)) == 4 and len(tutorial_files()) == 5
-    assert len(blocks(README)) == 1 + 1 + 1 + 1 + 1 + 1 + 1 + 5 + 1 + 1
+    assert len(blocks(README)) == 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 5 + 1 + 1
 
 
 def test_the_tutorial_literally(tmp_path):
