@@ -100,6 +100,7 @@ def check_command(argv: Sequence[str], script: str = "train.py") -> list[str]:
         swept = [override for override in parsed if override.is_sweep_override()]
         if not command.multirun:
             refuse_sweep(swept)
+            refuse_launcher(parsed)
             compose_checked(composer, parsed, script)
             return [*command.flags, *command.overrides]
         if any(override.key_or_group == "hydra/sweeper" for override in parsed):
@@ -133,6 +134,13 @@ def refuse_sweep(swept: Sequence[Override]) -> None:
         values = ",".join(override.sweep_string_iterator()) if override.is_discrete_sweep() else "a,b"
         together = f", or {SEVERAL}=[{values}] for all in one run" if override.key_or_group == SEVERAL else ""
         raise ValueError(f"{override.input_line}: several values need -m, for a run with each{together}.")
+
+
+def refuse_launcher(overrides: Sequence[Override]) -> None:
+    """Refuses a launcher in a command that is one run: Hydra would run it here without a word."""
+    for override in overrides:
+        if override.key_or_group == "hydra/launcher":
+            raise ValueError(f"{override.input_line}: only the jobs of a multirun are given to a launcher; add -m.")
 
 
 def _jobs(composer: Composer, parsed: list[Override]) -> list[list[Override]]:

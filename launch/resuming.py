@@ -98,6 +98,11 @@ def _checkpoint(config: DictConfig, folder: Path, status: str, say: Callable[...
                 "the link, or go on from that checkpoint in a run of its own: exp_name=NAME resume=FOLDER."
             )
         read_resume(folder / "LATEST")  # says what is wrong with it
+    if found is None and (folder / "LATEST").is_symlink():
+        raise ValueError(
+            f"{folder / 'LATEST'} leads to {(folder / 'LATEST').readlink()}, which is not there: put it back, or begin "
+            "anew with resume=never."
+        )
     if found is None and "checkpoint" in origin:
         return Path(origin["checkpoint"]), False
     if found is None:

@@ -159,6 +159,8 @@ def _lock(folder: Path) -> None:
 
 
 def _made_by_a_run(name: str) -> bool:
+    if name.startswith("step-") and not name.removeprefix("step-").isdecimal():
+        return False  # a checkpoint that somebody put aside
     return any(fnmatchcase(name, pattern) or fnmatchcase(name, f".{pattern}.*") for pattern in RUN_MAKES)
 
 

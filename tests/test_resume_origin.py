@@ -91,3 +91,25 @@ def test_a_run_goes_back_once(run, tmp_path, caplog, monkeypatch):
     run("run", "keep_last=1", back)
     assert "was taken up when" in caplog.text and "goes on after 16 examples" in caplog.text
     assert examples(tmp_path / "run") == [4, 8, 12, 16, 20]
+
+
+def test_what_is_not_there_is_said(run, tmp_path):
+    """Prevents a run that begins anew because its checkpoint was put aside, and removes that one as its own."""
+    run("some")
+    with pytest.raises(
+        ValueError, match=r"there is no .*step-99: resume is auto, never, .*are step-16, step-20, step-8"
+    ):
+        run("other", f"resume={tmp_path}/some/step-99")
+    with pytest.raises(ValueError, match=r"policy.pt is a file: resume takes the folder that it is in, .*step-8\."):
+        run("other", f"resume={tmp_path}/some/step-8/policy.pt")
+    (tmp_path / "some" / "finished.json").unlink()
+    for number in (8, 16, 20):
+        (tmp_path / "some" / f"step-{number}").rename(tmp_path / "some" / f"step-{number}.aside")
+    with pytest.raises(
+        ValueError, match=r"LATEST leads to step-20, which is not there: put it back, or .*resume=never"
+    ):
+        run("some")
+    run("some", "resume=never")
+    assert sorted(path.name for path in (tmp_path / "some").glob("*.aside")) == [
+        "step-16.aside", "step-20.aside", "step-8.aside",
+    ]  # fmt: skip

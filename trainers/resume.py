@@ -97,6 +97,12 @@ def read_resume(folder: Path, own: bool = True) -> Resume:
     Raises:
         ValueError: it is missing, damaged, would execute code or has another format; the message says what to do.
     """
+    if not folder.exists():
+        there = sorted(path.name for path in folder.parent.glob("step-*")) if folder.parent.is_dir() else []
+        beside = f" Beside it are {', '.join(there)}." if there else ""
+        raise ValueError(f"there is no {folder}: resume is auto, never, or the folder of a checkpoint.{beside}")
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file: resume takes the folder that it is in, {folder.parent}.")
     if not (folder / RESUME).is_file():
         raise ValueError(f"{folder} has no {RESUME}, so no run can go on from it. {OTHER_WAYS}")
     try:

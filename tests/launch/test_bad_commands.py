@@ -69,6 +69,7 @@ MISTAKES = {
     "n_epochs=0": r"at least 1",
     "distributed.heartbeat_seconds=1e9": r"at least 1 and at most 86400 \(a day\), or null",
     "resume=": r"resume is empty: expected auto, never, or the folder of a checkpoint",
+    "hydra/launcher=slurm loss=dpo": r"hydra/launcher=slurm: only the jobs of a multirun .* add -m\.$",
     "n_examples=0": r"at least 1, or null",
     "eval_every=0": r"at least 1",
     "temperature=-1": r"at least 0",
