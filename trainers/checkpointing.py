@@ -180,7 +180,8 @@ class Checkpointing:
 
     def _tidy(self) -> None:
         """Removes the checkpoints that are not kept, and of older ones what only a resume needs."""
-        folders = sorted(self.folder.glob("step-[0-9]*"), key=_examples, reverse=True)
+        own = (folder for folder in self.folder.glob("step-[0-9]*") if _examples(folder) >= 0)
+        folders = sorted(own, key=_examples, reverse=True)
         linked = {(self.folder / name).resolve() for name in ("LATEST", "BEST")}
         for number, folder in enumerate(folders):
             recent = self._config.keep_last is None or number < self._config.keep_last
