@@ -82,7 +82,7 @@ def _check_scoring(config: DictConfig) -> None:
         if config.corpus is not None:
             raise ValueError(f"corpus={config.corpus} is for mode=score: run `python eval.py ++mode=score ...`.")
         return
-    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+    if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
         raise ValueError(
             f"mode=score starts its own processes, and each of these {processes} would score the whole corpus: run "
             f"`python eval.py ...`, not torchrun, with ++scoring_processes={processes}."

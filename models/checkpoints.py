@@ -241,6 +241,17 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(leaving, ignore_errors=True)
 
 
+def step_folders(folder: Path) -> list[Path]:
+    """The checkpoints of a run, `step-N`, the newest first; what somebody put aside under another name is none."""
+    steps = {path.name.removeprefix("step-"): path for path in folder.glob("step-*")}
+    return [steps[name] for name in sorted(filter(str.isdecimal, steps), key=int, reverse=True)]
+
+
+def examples_of(folder: Path) -> int:
+    """The N of a checkpoint `step-N`."""
+    return int(folder.name.removeprefix("step-"))
+
+
 def switch_link(name: Path, target: Path) -> None:
     """Lets `name` be a link to the folder `target` beside it, in one step; what it was before is replaced."""
     temporary = name.with_name(f".{name.name}.link")

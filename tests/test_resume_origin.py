@@ -97,7 +97,7 @@ def test_what_is_not_there_is_said(run, tmp_path):
     """Prevents a run that begins anew because its checkpoint was put aside, and removes that one as its own."""
     run("some")
     with pytest.raises(
-        ValueError, match=r"there is no .*step-99: resume is auto, never, .*are step-16, step-20, step-8"
+        ValueError, match=r"there is no .*step-99: resume is auto, never, .*are step-20, step-16, step-8"
     ):
         run("other", f"resume={tmp_path}/some/step-99")
     with pytest.raises(ValueError, match=r"policy.pt is a file: resume takes the folder that it is in, .*step-8\."):
@@ -109,7 +109,8 @@ def test_what_is_not_there_is_said(run, tmp_path):
         ValueError, match=r"LATEST leads to step-20, which is not there: put it back, or .*resume=never"
     ):
         run("some")
-    run("some", "resume=never")
+    run("some", "resume=never", "keep_optimizer=false")
+    assert (tmp_path / "some" / "step-20.aside" / "resume.pt").is_file()
     assert sorted(path.name for path in (tmp_path / "some").glob("*.aside")) == [
         "step-16.aside", "step-20.aside", "step-8.aside",
     ]  # fmt: skip

@@ -15,7 +15,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from models.checkpoints import RESUME, Checkpoint, remove_folder, switch_link, unwritten, write_folder
+from models.checkpoints import (
+    RESUME,
+    Checkpoint,
+    examples_of,
+    remove_folder,
+    step_folders,
+    switch_link,
+    unwritten,
+    write_folder,
+)
 from trainers.optimization import OPTIMIZER_BYTES
 
 log = logging.getLogger(__name__)
@@ -88,7 +97,8 @@ class Checkpointing:
         folders = kept + (config.keep_best is not None) + (kept < ends)  # the next one stands beside them
         resumable = min(folders, (config.keep_last or 1) + (kept < ends))
         needed = folders * weights + resumable * OPTIMIZER_BYTES[config.optimizer] * trained
-        there = sum(file.stat().st_size for file in self.folder.glob("step-[0-9]*/*.pt"))  # of a run that goes on
+        of_before = (file for step in step_folders(self.folder) for file in step.glob("*.pt"))  # of a run that goes on
+        there = sum(file.stat().st_size for file in of_before)
         self.folder.mkdir(parents=True, exist_ok=True)
         free = there + shutil.disk_usage(self.folder).free
         if free < needed:
@@ -106,8 +116,8 @@ class Checkpointing:
         self.best, self.best_examples = best, best_examples
         if self.folder is None:
             return
-        for later in self.folder.glob("step-[0-9]*"):
-            if _examples(later) > examples:
+        for later in step_folders(self.folder):
+            if examples_of(later) > examples:
                 log.info("%s is removed: the run goes on from an earlier checkpoint", later)
                 remove_folder(later)
         switch_link(self.folder / "LATEST", folder.resolve())
@@ -180,10 +190,8 @@ class Checkpointing:
 
     def _tidy(self) -> None:
         """Removes the checkpoints that are not kept, and of older ones what only a resume needs."""
-        own = (folder for folder in self.folder.glob("step-[0-9]*") if _examples(folder) >= 0)
-        folders = sorted(own, key=_examples, reverse=True)
         linked = {(self.folder / name).resolve() for name in ("LATEST", "BEST")}
-        for number, folder in enumerate(folders):
+        for number, folder in enumerate(step_folders(self.folder)):
             recent = self._config.keep_last is None or number < self._config.keep_last
             if not recent and folder.resolve() != (self.folder / "LATEST").resolve():
                 (folder / RESUME).unlink(missing_ok=True)
@@ -194,15 +202,10 @@ class Checkpointing:
         """Waits for the last one; what a resume needs goes where keep_optimizer=false."""
         self.wait()
         if self.folder is not None and not self._config.keep_optimizer:
-            for file in self.folder.glob(f"step-[0-9]*/{RESUME}"):
-                file.unlink()
+            for folder in step_folders(self.folder):
+                (folder / RESUME).unlink(missing_ok=True)
 
     def account(self) -> str:
         """How many were written and what it cost, in words."""
         took = f"{self.written} written in {self.took:.1f} s"
         return f"checkpoints: {took}; the training waited {self.waited:.1f} s for them"
-
-
-def _examples(folder: Path) -> int:
-    number = folder.name.removeprefix("step-")
-    return int(number) if number.isdecimal() else -1

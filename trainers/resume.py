@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from models.checkpoints import RESUME, copied, read_loss_state, read_policy, read_safely
+from models.checkpoints import RESUME, copied, read_loss_state, read_policy, read_safely, step_folders
 from models.lora import adapter_weights, has_adapter
 from trainers import distributed
 
@@ -73,10 +73,8 @@ class Resume:
 
 def find_resume(folder: Path) -> Path | None:
     """The checkpoint that a run goes on from: LATEST, or where that is none, the newest step-N that can be resumed."""
-    steps = [path for path in folder.glob("step-[0-9]*") if path.name.removeprefix("step-").isdecimal()]
-    steps.sort(key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
     latest = [folder / "LATEST"] if own_latest(folder) else []
-    found = (path for path in (*latest, *steps) if (path / RESUME).is_file())
+    found = (path for path in (*latest, *step_folders(folder)) if (path / RESUME).is_file())
     return next(found, None)
 
 
@@ -98,7 +96,7 @@ def read_resume(folder: Path, own: bool = True) -> Resume:
         ValueError: it is missing, damaged, would execute code or has another format; the message says what to do.
     """
     if not folder.exists():
-        there = sorted(path.name for path in folder.parent.glob("step-*")) if folder.parent.is_dir() else []
+        there = [path.name for path in step_folders(folder.parent)]
         beside = f" Beside it are {', '.join(there)}." if there else ""
         raise ValueError(f"there is no {folder}: resume is auto, never, or the folder of a checkpoint.{beside}")
     if folder.is_file():
