@@ -188,8 +188,9 @@ def figures(objective: str, options: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def beside(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """Each objective's figures over those of the first, which is MLE: score, bits per byte, companions."""
+def beside(rows: list[dict[str, Any]]) -> list[dict[str, float | None]]:
+    """Each objective's figures over those of the first, which is MLE: score, bits per byte, companions; None where
+    MLE's is 0."""
 
     def of(row: dict[str, Any]) -> dict[str, float]:
         samples = row["scenarios"]["unconditional"]
@@ -197,7 +198,7 @@ def beside(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
         return {"score": row["score"]["mean"], "bits_per_byte": row["bits_per_byte"]["mean"], **found}
 
     first = of(rows[0])
-    return [{name: value / first[name] if first[name] else 1.0 for name, value in of(row).items()} for row in rows]
+    return [{name: value / first[name] if first[name] else None for name, value in of(row).items()} for row in rows]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -207,7 +208,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [f"{'':14}{'score':>9}  95 % interval      over {rows[0]['objective']}: {'  '.join(names)}"]
     for row, ratio in zip(rows, ratios, strict=True):
         score = row["score"]
-        values = "  ".join(f"{ratio[name]:{len(name)}.3f}" for name in names)
+        values = "  ".join(
+            f"{'-' if ratio[name] is None else format(ratio[name], '.3f'):>{len(name)}}" for name in names
+        )
         lines.append(
             f"{row['objective']:14}{score['mean']:9.5f}  {score['low']:.5f} to {score['high']:.5f}  {'':9}{values}"
         )
