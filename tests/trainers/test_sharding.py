@@ -50,17 +50,16 @@ def records(folder: Path) -> list[dict[str, Any]]:
 def compare(value: Any, expected: Any, where: str, tolerance: float) -> None:
     """The same containers, types, shapes and dtypes, and numbers within a tolerance.
 
-    An optimizer's tensors are held to it relative to their largest number: most squares of gradients are below 1e-5.
+    An optimizer's tensors are held to their largest number as well: most squares of gradients are below 1e-5.
     """
     assert type(value) is type(expected), where
     if isinstance(expected, torch.Tensor):
         assert (value.dtype, value.shape) == (expected.dtype, expected.shape), where
         assert value.untyped_storage().nbytes() == expected.untyped_storage().nbytes(), f"{where} saves more than it is"
         value, expected = value.double(), expected.double()
+        assert torch.allclose(value, expected, rtol=tolerance, atol=tolerance), where
         if ".optimizer." in where:
             assert (value - expected).abs().max() <= OPTIMIZER * expected.abs().max(), where
-        else:
-            assert torch.allclose(value, expected, rtol=tolerance, atol=tolerance), where
     elif isinstance(expected, dict):
         assert list(value) == list(expected), where
         for key in expected:
