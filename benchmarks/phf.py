@@ -21,7 +21,6 @@ import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,8 @@ ROOT = Path(__file__).resolve().parents[1]
 OBJECTIVES = ("mle", "filtering", "conditional", "unlikelihood", "awr", "rwr")
 COMPANIONS = ("length", "distinct-2-grams", "blank_lines", "repeated_lines", "parsable")
 """Metrics of samples by which a degenerate winner shows."""
+SMALL = 6000
+"""Bytes of the largest file of the default corpus: a small model learns how files begin from many of them."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,15 @@ FINETUNING = (
 )  # fmt: skip
 DEMONSTRATIONS = {
     "pep8": Demonstration(
-        "pep8", 0.002361, 0.02, OBJECTIVES, 3_000_000, 2048,
+        "pep8", 0.000516, 0.02, OBJECTIVES, 5_000_000, 2048,
         (
-            "model=llama-2m", "datasets=[local]", "lr=2e-3", "warmup=0.05", "model.batch_size=4",
+            "model=gemma-1m", "datasets=[local]", "lr=5e-3", "beta2=0.95", "warmup=0.05", "model.batch_size=2",
             "model.tokens_per_microbatch=8192", "n_eval_examples=128", "task.shuffle_buffer=4096",
             "eval_every=2048", "save_every=1024", "keep_last=1", "generation.every=null", "generation.batch_size=128",
-            "generation.scenarios.unconditional.max_new_tokens=192", "generation.scenarios.functions=null",
+            'generation.before="\\n"', "generation.scenarios.unconditional.max_new_tokens=96",
+            "generation.scenarios.functions.n_samples=2048", "generation.scenarios.functions.max_new_tokens=96",
         ),
-        {"filtering": "loss.quantile=0.25"},
+        {"filtering": "loss.quantile=0.5"},
     ),
     "pii": Demonstration(
         "pii", 0.0, 0.1, ("mle", "conditional", "unlikelihood"), 80_000, 512, FINETUNING,
@@ -96,14 +98,16 @@ def run(*command: str, threads: int = 1) -> None:
 
 
 def installed_code(folder: Path) -> list[str]:
-    """A folder with copies of .py files that are here: Python's standard library, and two packages that torch needs."""
+    """A folder with copies of the small .py files that are here: of Python's standard library, and of the packages."""
     code = folder / "code"
     if not code.is_dir():
-        packages = (find_spec(name) for name in ("numpy", "networkx"))
-        places = [Path(one.origin).parent for one in packages if one and one.origin]
-        for place in (Path(sysconfig.get_path("stdlib")), *places):
-            ignored = shutil.ignore_patterns("site-packages", "dist-packages", "*.[!p]*", "*.p[!y]*", "*.py?*")
-            shutil.copytree(place, folder / "copying" / place.name, ignore=ignored, symlinks=True, dirs_exist_ok=True)
+        for place in (Path(sysconfig.get_path("stdlib")), Path(sysconfig.get_path("purelib"))):
+            for file in sorted(place.rglob("*.py")):
+                path = file.relative_to(place)
+                if file.stat().st_size <= SMALL and (place.name == "site-packages" or "-packages" not in str(path)):
+                    copy = folder / "copying" / place.name / path
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(file, copy)
         (folder / "copying").rename(code)
     return [str(code)]
 
@@ -224,7 +228,7 @@ def main() -> None:
     parser.add_argument("corpus", nargs="*", help="what mode=score reads, FILE#KEY or FILE#KEY#N")
     parser.add_argument("--folder", help="of documents and runs (.cache/phf/TASK)")
     parser.add_argument(
-        "--tokens", type=int, help="that each objective is trained on (pep8: 3 million, others: 80,000)"
+        "--tokens", type=int, help="that each objective is trained on (pep8: 5 million, others: 80,000)"
     )
     parser.add_argument("--samples", type=int, help="of each objective (pep8: 2,048, others: 512)")
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, help="mle among them")

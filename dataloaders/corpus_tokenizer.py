@@ -21,10 +21,15 @@ LEARNED_FROM = 2**25
 """Characters of the first documents; more changes little but the time."""
 LEAST_VOCABULARY = 257
 END = "<|endoftext|>"
+PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|[^\S\n]*\n|[^\S\n]+(?!\S)|[^\S\n]+"
+"""What a token is a part of: GPT-2's pieces (Radford et al. 2019), but none goes on behind the end of a line. So the
+scores of lines, and control tokens between them, meet no token that is of two lines."""
+RULES = 2
+"""Of what is learned, beside the documents; in the name under which it is kept."""
 
 
 def learn_tokenizer(corpora: Sequence[Corpus], vocabulary: int, cache_dir: str | Path) -> PreTrainedTokenizerBase:
-    """A tokenizer of so many tokens, the 256 bytes and an EOS among them (GPT-2's kind of BPE: Radford et al. 2019).
+    """A tokenizer of so many tokens, the 256 bytes and an EOS among them (BPE as GPT-2's).
 
     It is kept in `{cache_dir}/tokenizers` under a name made of the documents.
 
@@ -39,7 +44,7 @@ def learn_tokenizer(corpora: Sequence[Corpus], vocabulary: int, cache_dir: str |
             "all bytes and an end."
         )
     key = hashlib.blake2b("".join(corpus.digest() for corpus in corpora).encode(), digest_size=8).hexdigest()
-    folder = Path(cache_dir) / "tokenizers" / f"{key}-{vocabulary}"
+    folder = Path(cache_dir) / "tokenizers" / f"{key}-{vocabulary}-{RULES}"
     if not folder.exists():
         log.info("learning a tokenizer of %d tokens from the documents, once", vocabulary)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -54,11 +59,16 @@ def learn_tokenizer(corpora: Sequence[Corpus], vocabulary: int, cache_dir: str |
 
 
 def _learned(corpora: Sequence[Corpus], vocabulary: int) -> PreTrainedTokenizerBase:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary, special_tokens=[END], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),

@@ -59,6 +59,7 @@ def build_generation(config: DictConfig, tokenizer: PreTrainedTokenizerBase) -> 
     drawing = Drawing(
         tokenizer, section.batch_size, section.seed,
         tuple(banned_ids(tokenizer, banned_of(config), "generation.banned_tokens")), config.model.max_length,
+        before_ids(tokenizer, config),
     )  # fmt: skip
     scenarios = [_scenario(config, tokenizer, name, some) for name, some in scenarios_of(section).items()]
     for scenario in scenarios:
@@ -81,6 +82,13 @@ def banned_of(config: DictConfig) -> list[str | int]:
     That of good text may stand before each segment, as it does in training; it is no part of a sample's text.
     """
     return [*config.generation.banned_tokens, *control_tokens(config)[1:]]
+
+
+def before_ids(tokenizer: PreTrainedTokenizerBase, config: DictConfig) -> tuple[int, ...]:
+    """The tokens of generation.before."""
+    from models.plain_text import token_ids
+
+    return tuple(int(one) for one in token_ids(tokenizer, config.generation.before or ""))
 
 
 def _scenario(config: DictConfig, tokenizer: PreTrainedTokenizerBase, name: str, options: dict[str, Any]) -> Scenario:

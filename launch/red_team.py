@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from launch import build
 from launch.completions import PREFIX, Completions
-from launch.generation import banned_of, build_scorer, prefix_of, read_texts, weights_of
+from launch.generation import before_ids, banned_of, build_scorer, prefix_of, read_texts, weights_of
 from scorers.printable import printable
 
 if TYPE_CHECKING:
@@ -214,9 +214,8 @@ class Search:
         from models.plain_text import token_ids
 
         drawing = self.generation.drawing
-        head = 1 + len(self.generation.scenarios[0].prefix_ids)
         try:
-            length = head + len(token_ids(drawing.tokenizer, text))
+            length = len(drawing.head(self.generation.scenarios[0])) + len(token_ids(drawing.tokenizer, text))
         except (UnicodeEncodeError, TypeError):  # half a surrogate pair
             return False
         return length + self.options.continuation_tokens <= drawing.max_length
@@ -341,7 +340,9 @@ def _generation(config: DictConfig, tokenizer: Any, scorer: Scorer, first: Seque
 
     options, section = config.red_team, config.generation
     banned = tuple(banned_ids(tokenizer, banned_of(config), "generation.banned_tokens"))
-    drawing: Drawing = Drawing(tokenizer, section.batch_size, options.seed, banned, config.model.max_length)
+    drawing: Drawing = Drawing(
+        tokenizer, section.batch_size, options.seed, banned, config.model.max_length, before_ids(tokenizer, config)
+    )
     scenario = Scenario(
         "candidates", len(first), options.continuation_tokens, tuple(first), prefix_of(config),
         prefix_ids(tokenizer, prefix_of(config), "generation.prefix"), options.continuation_min_tokens,

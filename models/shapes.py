@@ -20,6 +20,7 @@ _NAMES = {
     "tied_embeddings": "tie_word_embeddings",
     "attention_bias": "attention_bias",
     "position_embeddings": "max_position_embeddings",
+    "initializer_range": "initializer_range",
 }
 _GPT2_NAMES = _NAMES | {
     "layers": "n_layer",

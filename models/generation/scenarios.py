@@ -75,6 +75,8 @@ class Drawing:
     Attributes:
         banned_ids: tokens that are never sampled.
         max_length: tokens of start, prefix, prompt and completion together.
+        before_ids: tokens of a document that comes before each sample's own, as one does nearly everywhere in the
+            blocks of pretraining, where few documents are the first.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -82,15 +84,21 @@ class Drawing:
     seed: int
     banned_ids: tuple[int, ...]
     max_length: int
+    before_ids: tuple[int, ...] = ()
+
+    def head(self, scenario: Scenario) -> np.ndarray:
+        """The ids (N,) before each prompt: what comes before, the start token, the prefix."""
+        before = np.asarray(self.before_ids, dtype=np.int32)
+        return np.concatenate([before, start_ids(self.tokenizer), scenario.prefix_ids])
 
     def prompts(self, scenario: Scenario) -> list[np.ndarray]:
-        """The ids before each sample: the start token, the prefix, the prompt.
+        """The ids before each sample: the head and the prompt.
 
         Raises:
             ValueError: a prompt leaves less room than max_new_tokens.
         """
         known: dict[str, np.ndarray] = {}
-        head = np.concatenate([start_ids(self.tokenizer), scenario.prefix_ids])
+        head = self.head(scenario)
         for prompt in dict.fromkeys(scenario.prompts_in_order(self.seed)):
             ids = np.concatenate([head, token_ids(self.tokenizer, prompt)])
             if len(ids) + scenario.max_new_tokens > self.max_length:
@@ -124,7 +132,7 @@ class Drawing:
         )  # fmt: skip
         with plain_attention(model):
             completions = generator.generate(prompts, f"sampling {scenario.name}", part, parts)
-        head = 1 + len(scenario.prefix_ids)
+        head = len(self.head(scenario))
         return [
             None
             if completion is None
