@@ -50,8 +50,10 @@ def test_shape_is_the_models_own(name: str):
     assert values["name"] == name, "`name` is the file's name"
     assert values["defaults"] == ["base_model", "_self_"]
     assert set(shape) - {"initializer_range"} == SHAPE_KEYS
+    config = config_from_shape(shape)
+    assert config.initializer_range == shape.get("initializer_range", 0.02)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config_from_shape(shape))
+        model = AutoModelForCausalLM.from_config(config)
     assert model.num_parameters() == shape["parameters"]
     names = [module_name for module_name, _ in model.named_modules()]
     assert values["block_name"] in {type(module).__name__ for module in model.modules()}

@@ -120,6 +120,23 @@ def test_every_model_gets_the_same_prompts_and_exactly_as_many(tmp_path):
         drawing().prompts(Scenario("s", 1, 5, prompts=("x" * 57,)))
 
 
+def test_a_document_before_a_sample_is_no_part_of_it(tmp_path):
+    """Prevents generation.before from reaching a sample's text, its score, or its length, or from reaching nothing."""
+    config = compose([*SMALL, *SCENARIOS, "generation.before='b\n'", "+generation.scenarios.free.prefix=a"])
+    made = generation.build_generation(config, byte_tokenizer()).drawing
+    assert made.before_ids == tuple(byte_tokenizer()("b\n", add_special_tokens=False).input_ids)
+    prefix = np.array([7], dtype=np.int32)
+    scenario = Scenario("s", 3, 5, prompts=("x",), prefix_ids=prefix)
+    assert [one.tolist() for one in drawing(before_ids=(5, 6)).prompts(scenario)[:1]] == [
+        [5, 6, 2, 7, *byte_tokenizer()("x", add_special_tokens=False).input_ids]
+    ]
+    without, behind = (drawing(before_ids=ids).draw(tiny.tiny_model(), scenario) for ids in ((), (5, 6)))
+    assert [len(one.completion) for one in behind] == [5, 5, 5] and {one.prompt for one in behind} == {"x"}
+    assert [one.completion for one in without] != [one.completion for one in behind]
+    with pytest.raises(ValueError, match="has 60 tokens"):
+        drawing(before_ids=(5, 6)).prompts(Scenario("s", 1, 5, prompts=("x" * 57,)))
+
+
 def test_control_tokens_are_neither_sampled_nor_scored():
     """Prevents a control token in the text that a scorer reads, and spaces that decoding cleans up."""
     from models.plain_text import banned_ids, prefix_ids, text_after
