@@ -72,7 +72,7 @@ DEMONSTRATIONS = {
             "model=gemma-1m", "datasets=[local]", "lr=5e-3", "beta2=0.95", "warmup=0.05", "model.batch_size=2",
             "model.tokens_per_microbatch=8192", "n_eval_examples=128", "task.shuffle_buffer=4096",
             "eval_every=2048", "save_every=1024", "keep_last=1", "generation.every=null", "generation.batch_size=128",
-            'generation.before="\\n"', "generation.scenarios.unconditional.max_new_tokens=96",
+            "generation.before='\n'", "generation.scenarios.unconditional.max_new_tokens=96",
             "generation.scenarios.functions.n_samples=2048", "generation.scenarios.functions.max_new_tokens=96",
         ),
         {"filtering": "loss.quantile=0.5"},
