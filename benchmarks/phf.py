@@ -60,10 +60,10 @@ class Demonstration:
 
 FINETUNING = (
     "task.phase=finetune", "task.tokens_already_seen=0", "model=smollm2-135m", "model.max_length=256",
-    "model.max_prompt_length=128", "datasets=[local]", "lr=1e-4", "warmup=0.1", "model.batch_size=8",
+    "model.max_prompt_length=128", "datasets=[local]", "lr=2e-4", "warmup=0.1", "model.batch_size=4",
     "model.tokens_per_microbatch=2048", "n_eval_examples=32", "task.shuffle_buffer=1024", "eval_every=1000000",
     "save_every=64", "keep_last=1", "generation.every=null",
-    "generation.batch_size=128", "generation.scenarios.unconditional.max_new_tokens=64",
+    "generation.batch_size=128", "generation.before='\n'", "generation.scenarios.unconditional.max_new_tokens=64",
 )  # fmt: skip
 DEMONSTRATIONS = {
     "pep8": Demonstration(
@@ -78,10 +78,10 @@ DEMONSTRATIONS = {
         {"filtering": "loss.quantile=0.5"},
     ),
     "pii": Demonstration(
-        "pii", 0.0, 0.1, ("mle", "conditional", "unlikelihood"), 80_000, 512, FINETUNING,
+        "pii", 0.0, 0.1, ("mle", "conditional", "unlikelihood"), 60_000, 512, FINETUNING,
     ),
     "toxicity": Demonstration(
-        "profanity", 0.1, 0.1, ("mle", "conditional", "unlikelihood"), 80_000, 512, FINETUNING,
+        "profanity", 0.1, 0.1, ("mle", "conditional", "unlikelihood"), 60_000, 512, FINETUNING,
         {"conditional": "loss.quantile=0.8", "unlikelihood": "loss.quantile=0.8"},
     ),
 }  # fmt: skip
@@ -192,32 +192,38 @@ def figures(objective: str, options: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def beside(rows: list[dict[str, Any]]) -> list[dict[str, float | None]]:
-    """Each objective's figures over those of the first, which is MLE: score, bits per byte, companions; None where
-    MLE's is 0."""
+def beside(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each objective's figures over those of the first, which is MLE: bits per byte, and for each scenario score and
+    companions; None where MLE's is 0."""
 
-    def of(row: dict[str, Any]) -> dict[str, float]:
-        samples = row["scenarios"]["unconditional"]
-        found = {name: samples[name]["mean"] for name in COMPANIONS if name in samples}
-        return {"score": row["score"]["mean"], "bits_per_byte": row["bits_per_byte"]["mean"], **found}
+    def over(value: float, of_first: float) -> float | None:
+        return value / of_first if of_first else None
 
-    first = of(rows[0])
-    return [{name: value / first[name] if first[name] else None for name, value in of(row).items()} for row in rows]
+    ratios: list[dict[str, Any]] = []
+    for row in rows:
+        ratios.append({"bits_per_byte": over(row["bits_per_byte"]["mean"], rows[0]["bits_per_byte"]["mean"])})
+        for scenario, first in rows[0]["scenarios"].items():
+            own = row["scenarios"][scenario]
+            names = [name for name in ("score", *COMPANIONS) if name in first]
+            ratios[-1][scenario] = {name: over(own[name]["mean"], first[name]["mean"]) for name in names}
+    return ratios
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The record for a terminal."""
-    ratios = beside(rows)
-    names = list(ratios[0])
-    lines = [f"{'':14}{'score':>9}  95 % interval      over {rows[0]['objective']}: {'  '.join(names)}"]
-    for row, ratio in zip(rows, ratios, strict=True):
-        score = row["score"]
-        values = "  ".join(
-            f"{'-' if ratio[name] is None else format(ratio[name], '.3f'):>{len(name)}}" for name in names
-        )
-        lines.append(
-            f"{row['objective']:14}{score['mean']:9.5f}  {score['low']:.5f} to {score['high']:.5f}  {'':9}{values}"
-        )
+    lines = []
+    for scenario, first in rows[0]["scenarios"].items():
+        names = ["score", *(name for name in COMPANIONS if name in first)]
+        heads = "  ".join([*names, "bits_per_byte"])
+        lines.append(f"{scenario:14}{'score':>9}  95 % interval        over {rows[0]['objective']}: {heads}")
+        for row, ratio in zip(rows, beside(rows), strict=True):
+            score, over = row["scenarios"][scenario]["score"], [ratio[scenario][name] for name in names]
+            cells = [
+                f"{'-' if value is None else format(value, '.3f'):>{len(name)}}"
+                for name, value in zip([*names, "bits_per_byte"], [*over, ratio["bits_per_byte"]], strict=True)
+            ]
+            interval = f"{score['low']:.5f} to {score['high']:.5f}"
+            lines.append(f"{row['objective']:14}{score['mean']:9.5f}  {interval}  {'':11}{'  '.join(cells)}")
     return "\n".join(lines)
 
 
@@ -228,7 +234,7 @@ def main() -> None:
     parser.add_argument("corpus", nargs="*", help="what mode=score reads, FILE#KEY or FILE#KEY#N")
     parser.add_argument("--folder", help="of documents and runs (.cache/phf/TASK)")
     parser.add_argument(
-        "--tokens", type=int, help="that each objective is trained on (pep8: 5 million, others: 80,000)"
+        "--tokens", type=int, help="that each objective is trained on (pep8: 5 million, others: 60,000)"
     )
     parser.add_argument("--samples", type=int, help="of each objective (pep8: 2,048, others: 512)")
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, help="mle among them")
