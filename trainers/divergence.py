@@ -290,7 +290,7 @@ class DivergenceEvaluation:
         """Whether it is due once so many examples were seen, and was not yet at `before`."""
         return last or now // self.every > before // self.every
 
-    def run(self, trainer: BasicTrainer) -> None:
+    def run(self, trainer: BasicTrainer, last: bool) -> None:
         """Measures and logs; all processes call it."""
         start = time.perf_counter()
         with generators_kept(trainer.policy.device), trainer.computer.in_its_precision():

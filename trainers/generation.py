@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -103,8 +104,12 @@ class Generation:
         """Whether samples are due once so many examples were seen, and were not yet at `before`."""
         return last or (self.every is not None and now // self.every > before // self.every)
 
-    def run(self, trainer: BasicTrainer) -> None:
-        """Samples the policy as it is now; all processes call it. The training's random numbers stay as they are."""
+    def run(self, trainer: BasicTrainer, last: bool) -> None:
+        """Samples the policy as it is now; all processes call it. The training's random numbers stay as they are.
+
+        Args:
+            last: of the training; then wandb gets all samples once more, of every time.
+        """
         start = time.perf_counter()
         with generators_kept(trainer.policy.device), trainer.computer.in_its_precision():
             results = self.results(trainer.policy)
@@ -116,9 +121,8 @@ class Generation:
         if trainer.metrics_log is not None:
             seconds = {"generation_seconds": time.perf_counter() - start}
             record = {name: value for result in results for name, value in result.record().items()}
-            trainer.metrics_log.write(
-                record | trainer.counters() | seconds, trainer.examples, "generation", self.tables(results)
-            )
+            tables = self.tables(results) | (self.all_tables(trainer.folder) if last and trainer.folder else {})
+            trainer.metrics_log.write(record | trainer.counters() | seconds, trainer.examples, "generation", tables)
 
     def results(self, policy: PreTrainedModel) -> list[ScenarioResult]:
         """The samples of every scenario, scored and measured; all processes call it and have all of them."""
@@ -215,7 +219,9 @@ class Generation:
         return {
             "scenario": result.scenario.name,
             "examples": examples,
-            "settings": settings | {"seed": self.drawing.seed, "banned_ids": list(self.drawing.banned_ids)},
+            "settings": settings
+            | {"seed": self.drawing.seed, "banned_ids": list(self.drawing.banned_ids)}
+            | ({"before_ids": list(self.drawing.before_ids)} if self.drawing.before_ids else {}),
             "scorer": None if self.scorer is None else self.scorer.identity,
             "direction": None if self.scorer is None else self.scorer.direction,
             "notes": [] if self.scorer is None else list(self.scorer.notes),
@@ -233,6 +239,24 @@ class Generation:
             )
             for result in results
         }
+
+    def all_tables(self, folder: Path) -> dict[str, tuple[list[str], list[list[Any]]]]:
+        """The saved samples of each scenario, at whatever number of examples, for wandb: name -> (columns, rows)."""
+        tables = {}
+        for scenario in self.scenarios:
+            rows: list[list[Any]] = []
+            files = {int(file.stem.rpartition("-")[2]): file for file in saved_samples(folder, scenario.name)}
+            for examples, file in sorted(files.items()):
+                samples = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+                rows += [[examples, one["prompt"], one["completion"], one["score"]] for one in samples]
+            tables[f"generation/{scenario.name}/all_samples"] = (["step", "prompt", "continuation", "score"], rows)
+        return tables
+
+
+def saved_samples(folder: Path, scenario: str) -> list[Path]:
+    """The files of a scenario's samples in a run's folder, in no order."""
+    found = (folder / "samples").glob("*.jsonl")
+    return [file for file in found if re.fullmatch(rf"{re.escape(scenario)}-\d+", file.stem)]
 
 
 def write_alignment(folder: Path, label: str, weights: Mapping[str, Any], found: Mapping[str, Any]) -> Path:

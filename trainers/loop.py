@@ -33,7 +33,7 @@ class Evaluation(Protocol):
     def due(self, before: int, now: int, last: bool) -> bool:
         """Whether it is, once so many examples were seen, and was not yet at `before`."""
 
-    def run(self, trainer: BasicTrainer) -> None:
+    def run(self, trainer: BasicTrainer, last: bool) -> None:
         """Looks, and writes to the trainer's log; all processes call it. It leaves the random numbers as they were."""
 
 
@@ -112,7 +112,7 @@ class Loop:
                 metrics = trainer.evaluate_and_log()
             for evaluation in trainer.evaluations:  # before the checkpoint, which says where the log ends
                 if evaluation.due(before, trainer.examples, last):
-                    evaluation.run(trainer)
+                    evaluation.run(trainer, last)
             told = self._told(signals)
             best = evaluates and self._is_best(metrics)
             due = self.checkpoints.due(before, trainer.examples, evaluates)

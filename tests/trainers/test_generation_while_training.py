@@ -69,6 +69,7 @@ def test_generation_changes_nothing_of_the_training(tmp_path, monkeypatch):
     assert kept["score"]["mean"] == pytest.approx(found[-1]["generation/free/score"])
     settings = kept["settings"]["free"]
     assert {"prompts": 0, "max_new_tokens": 12, "temperature": 1.0, "seed": 1}.items() <= settings.items()
+    assert "before_ids" not in settings, "with nothing before, as earlier records say it"
     assert not {"prefix", "prefix_ids", "n_samples", "hits_threshold"} & settings.keys()
 
 
@@ -307,7 +308,13 @@ def test_wandb_gets_tables_of_the_samples(tmp_path, monkeypatch):
     run(compose([*SMALL, *SCENARIOS, f"cache_dir={tmp_path}", "wandb.enabled=true"]))
     found = [(values, step) for values, step in logged if "generation/free/current_samples" in values]
     assert [step for _, step in found] == [8, 16, 24]
+    ends = [step for values, step in logged if "generation/free/all_samples" in values]
+    assert ends == [24]
+    columns, everything = found[-1][0]["generation/free/all_samples"]
+    assert columns == ["step", "prompt", "continuation", "score"]
+    assert [step for step, *_ in everything] == [8] * 6 + [16] * 6 + [24] * 6
     columns, rows = found[-1][0]["generation/free/current_samples"]
+    assert [one for _, *one in everything[12:]] == rows
     assert columns == ["prompt", "continuation", "score"] and len(rows) == 6
     assert found[-1][0]["generation/free/score"] == pytest.approx(
         np.mean([score for *_, score in rows if score is not None])
