@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 COMPARED = (
     "prompts", "prompts_sha256", "max_new_tokens", "min_new_tokens", "temperature", "top_p", "top_k", "seed",
-    "use_prompt_for_scoring",
+    "use_prompt_for_scoring", "before_ids",
 )  # fmt: skip
 """Settings of a scenario that its scores depend on; the prefix, which belongs to the loss, is none of them."""
 
