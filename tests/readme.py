@@ -11,6 +11,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests import warm
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TUTORIAL = README[README.index("## Tutorial") : README.index("## Where things are")]
@@ -53,10 +55,11 @@ def tutorial_files() -> dict[str, str]:
 
 def run(command: list[str], folder: Path, expect: int = 0, **environment: str) -> str:
     """Runs `python SCRIPT ...` in a folder, offline; returns what it printed."""
-    if command[0] == "python":
-        command = [sys.executable, *command[1:]]
     settings = {**os.environ, "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", **environment}
-    done = subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True, timeout=280)
+    if command[0] in ("python", sys.executable):
+        done = warm.run(command, folder, settings, timeout=280)
+    else:
+        done = subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True, timeout=280)
     printed = done.stdout + done.stderr
     assert done.returncode == expect, f"{shlex.join(command)} ended with {done.returncode}:\n{printed[-4000:]}"
     return printed

@@ -6,8 +6,8 @@ import errno
 import json
 import os
 import signal
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from launch.compose import compose
 from launch.train import run
-from tests import documents
+from tests import documents, warm
 from tests.readme import ROOT
 from trainers.metrics import MetricsLog
 
@@ -51,12 +51,14 @@ def command(folder: Path, family: str, *more: str) -> list[str]:
     return [*FAMILIES[family], *DATA[family], *TRAINING, f"cache_dir={folder}", "exp_name=run", *more]
 
 
-def train(folder: Path, family: str, *more: str, expect: int = 0, kill: str | None = None) -> str:
-    """Runs it, or lets it signal itself at an event; returns what it printed."""
+def train(
+    folder: Path, family: str, *more: str, expect: int = 0, kill: str | None = None, run: Callable[..., Any] = warm.run
+) -> str:
+    """Runs it in a process of its own, or lets it signal itself at an event; returns what it printed."""
     start = [str(ROOT / "train.py")] if kill is None else ["-m", "tests.killing", kill]
     whole = [sys.executable, *start, *command(folder, family, *more)]
     environment = os.environ | {"KILLED_AT": str(killed_at(folder))}
-    done = subprocess.run(whole, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    done = run(whole, cwd=ROOT, env=environment, timeout=240)
     assert done.returncode == expect, done.stdout + done.stderr
     return done.stdout + done.stderr
 

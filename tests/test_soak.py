@@ -9,6 +9,7 @@ AUREOLE_SOAK_KILLS another number of kills, for a try.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
@@ -123,7 +124,7 @@ def test_killed_and_started_again(family: str, tmp_path):
         return place_of(folder) if done.returncode else None
 
     for folder in soak(tmp_path, family, attempt):
-        train(folder, family)
+        train(folder, family, run=functools.partial(subprocess.run, capture_output=True, text=True))
         assert_same(folder, tmp_path / "whole")
     keep(family, {"ended in the same bits": True})
 

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from launch.compose import compose
 from launch.run_folder import NOT_COMPARED, begin, claim, finish, release, run_folder
+from tests import warm
 
 ROOT = Path(__file__).parents[2]
 
@@ -198,7 +199,7 @@ def in_another_process(config, then: str = "") -> subprocess.CompletedProcess[st
         "from omegaconf import OmegaConf\nfrom launch.run_folder import claim\n"
         f"print(claim(OmegaConf.create({OmegaConf.to_yaml(config)!r})).status, flush=True)\n{then}"
     )
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    return warm.run([sys.executable, "-c", code], ROOT, os.environ, timeout=60)
 
 
 def test_two_processes_never_share_a_folder(config):

@@ -18,6 +18,7 @@ from launch import score as score_mode
 from launch.documents import Totals
 from launch.saved_config import compose_for_eval
 from scorers.pep8 import PEP8Scorer
+from tests import warm
 from tests.launch.test_build_scorer import OWN
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +76,7 @@ def run(*overrides: str, before: str | None = None) -> subprocess.CompletedProce
     """The same in a process of its own."""
     first = command(*overrides) if before is None else ["-c", before]
     settings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *first], env=settings, capture_output=True, text=True, timeout=200)
+    return warm.run([sys.executable, *first], Path.cwd(), settings, timeout=200)
 
 
 def test_it_is_refused_under_torchrun(monkeypatch):
