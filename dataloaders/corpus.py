@@ -15,6 +15,7 @@ import numpy as np
 
 from dataloaders.datasets.rows import local_rows
 from dataloaders.examples import in_test_split
+from scorers.printable import printable
 from scorers.scorer import HIGHER_IS_WORSE
 
 LONGEST_DOCUMENT = 8_000_000
@@ -198,7 +199,9 @@ def read_document(number: int, where: str, row: Mapping[str, Any], scored: bool)
         segments = list(zip([0, *ends], ends, strict=False))
     if not isinstance(text, str):
         return "a text that is none"
-    reason = _flaw(text) or (None if row.get("flaw") is None else f"flawed, by its scorer: {str(row['flaw'])[:60]}")
+    reason = _flaw(text)
+    if reason is None and row.get("flaw") is not None:
+        reason = f"flawed, by its scorer: {printable(row['flaw'])[:60]}"
     if reason is not None:
         return reason
     scores, score = row.get("scores"), row.get("score", row.get("avg_score"))
@@ -216,7 +219,7 @@ def read_document(number: int, where: str, row: Mapping[str, Any], scored: bool)
     if len(scores) != len(ends):
         return "not one score for each segment"
     values = np.asarray(scores, dtype=np.float64)
-    scorer = None if row.get("scorer") is None else str(row["scorer"])
+    scorer = None if row.get("scorer") is None else printable(row["scorer"])
     return Document(number, text, ends, values, float(values.mean() if score is None else score), scorer)
 
 

@@ -119,8 +119,12 @@ def fingerprint(corpus: str) -> str:
     files = _files(path) if path.is_dir() else [path]
     digest = hashlib.sha256()
     for file in files:
-        about = file.stat()
-        digest.update(f"{file.resolve()}\0{about.st_size}\0{about.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
+        try:
+            about = file.stat()
+            facts = f"{file.resolve()}\0{about.st_size}\0{about.st_mtime_ns}\0"
+        except OSError:  # a link to nothing, or to itself
+            facts = f"{file}\0{UNREADABLE}\0"
+        digest.update(facts.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
@@ -134,6 +138,8 @@ def _files(folder: Path) -> Iterator[Path]:
 def _file_text(file: Path, source: str) -> CorpusText:
     source = source.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     try:
+        if not file.is_file():  # a pipe would be waited for without end, and a device read without end
+            return CorpusText("", source, UNREADABLE)
         contents = file.read_bytes()
     except OSError:
         return CorpusText("", source, UNREADABLE)

@@ -116,6 +116,8 @@ class DocumentsFile:
         for document in chunk:
             line = self._file.readline()
             try:
+                if not line.endswith(b"\n"):
+                    raise ValueError("a line without its end: the next one would stand in it")
                 rows.append(json.loads(line))
                 same = rows[-1]["scorer"] == self._identity and rows[-1]["source"] == document.source
                 same = same and rows[-1]["text"] == document.text and rows[-1]["direction"] == self._direction

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from scorers.printable import printable
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -25,7 +27,7 @@ def one_line_errors(script: str) -> Iterator[None]:
         if os.environ.get("AUREOLE_TRACEBACK", "0") not in ("", "0"):
             traceback.print_exc()
         hint = "" if _is_ours(error) else " (AUREOLE_TRACEBACK=1 shows where)"
-        print(f"{script}: {error}{hint}", file=sys.stderr)
+        print(printable(f"{script}: {error}{hint}"), file=sys.stderr)  # it may quote data
         sys.exit(2 if isinstance(error, ValueError) else 1)
     except KeyboardInterrupt:
         print(f"{script}: interrupted.", file=sys.stderr)

@@ -24,6 +24,7 @@ from launch.completions import PREFIX, Completions
 from launch.generation import banned_of, prefix_of
 from launch.pretraining import control_tokens
 from models.loading import locate
+from scorers.scorer import HIGHER_IS_WORSE
 
 if TYPE_CHECKING:
     import torch
@@ -211,11 +212,14 @@ def _draw_from_endpoint(
 # Held-out documents ------------------------------------------------------------------------------------------------
 
 
-def read_documents(file: str, limit: int | None) -> list[Document]:
+def read_documents(file: str, limit: int | None, told: bool = False) -> list[Document]:
     """A JSONL (or .jsonl.gz) of documents, with scores where they have what can be read as such.
 
+    Args:
+        told: scores say which documents, or segments, are good.
+
     Raises:
-        ValueError: a line is no JSON object with a text.
+        ValueError: a line is no JSON object with a text, or says that high scores are good where scores tell anything.
     """
     found: list[Document] = []
     for number, line in enumerate(_lines(Path(file).expanduser()), 1):
@@ -229,6 +233,11 @@ def read_documents(file: str, limit: int | None) -> list[Document]:
             document = read_document(number, where, row, scored=False)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError(f'{where}: every line must be {{"text": "...", ...}}.') from None
+        if told and row.get("direction") not in (None, HIGHER_IS_WORSE):
+            raise ValueError(
+                f"{where}: its scores are {row['direction']}, and here low ones are good: write -score for each "
+                f'score, and "direction": "{HIGHER_IS_WORSE}".'
+            )
         if isinstance(document, str):  # why it is nothing to train on; its text can be measured all the same
             document = Document(number, str(row.get("text") or ""), np.zeros(0, dtype=np.int64), np.zeros(0))
         found.append(document)
@@ -255,7 +264,10 @@ def measure(config: DictConfig, folder: Path, saved: str | None) -> dict[str, An
     distributed.start(device)
     tokenizer = build.build_tokenizer(config, saved)
     reader = build_reader(config, tokenizer)
-    documents = None if config.kl.documents is None else read_documents(config.kl.documents, config.kl.n_documents)
+    documents = None
+    if config.kl.documents is not None:
+        told = config.kl.aligned_threshold is not None or reader.documents is not None
+        documents = read_documents(config.kl.documents, config.kl.n_documents, told)
     drawn = None
     if config.kl.reference is not None:
         drawn = distributed.of_first(lambda: reference_samples(config, tokenizer, device))

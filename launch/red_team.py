@@ -202,6 +202,11 @@ class Search:
 
     def _asked(self, number: int) -> list[str]:
         options, texts = self.options, []
+        if not self.pool:
+            raise ValueError(
+                "red_team: no sample after the first prompts could be scored, so none can be shown to the attacker: "
+                "give other red_team.prompts, or longer samples (continuation_min_tokens, n_continuations)."
+            )
         for trial in range(options.n_trials):
             seed = [options.seed, number, trial]
             some = shown(self.pool, options.n_shots, options.pool_temperature, self.sign, seed)

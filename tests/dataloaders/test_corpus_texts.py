@@ -11,6 +11,7 @@ from dataloaders.corpus_texts import (
     NO_TEXT,
     NOT_JSON,
     UNDECODABLE,
+    UNREADABLE,
     CorpusText,
     check_corpus,
     count_texts,
@@ -79,6 +80,21 @@ def test_a_folder(tmp_path):
     ]
     assert count_texts(str(tmp_path)) == 6
     assert list(read_corpus(str(tmp_path / "b" / "z.py"))) == [CorpusText("x = 1\r\n", "z.py")]
+
+
+def test_a_folder_of_what_is_no_file(tmp_path):
+    """Prevents a link to nothing that ends the scoring of a folder, and a pipe or device that is read without end."""
+    (tmp_path / "a.py").write_text("x = 1\n")
+    os.symlink("nothing.py", tmp_path / "b.py")
+    os.symlink("c.py", tmp_path / "c.py")
+    os.mkfifo(tmp_path / "d.py")
+    os.symlink("/dev/zero", tmp_path / "e.py")
+    before = fingerprint(str(tmp_path))
+    (text, *others) = read_corpus(str(tmp_path))
+    assert text == CorpusText("x = 1\n", "a.py")
+    assert others == [CorpusText("", f"{name}.py", UNREADABLE) for name in "bcde"]
+    (tmp_path / "nothing.py").write_text("y = 2\n")
+    assert fingerprint(str(tmp_path)) != before
 
 
 def test_samples(tmp_path):

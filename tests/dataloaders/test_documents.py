@@ -158,6 +158,15 @@ def test_what_cannot_be_used_is_counted(tmp_path):
     assert [document.text for document in made.documents()] == ["fine", "abcd", "good"], "mle needs no scores"
 
 
+def test_what_rows_say_of_their_scorer_rules_no_terminal(tmp_path):
+    """Prevents a row whose flaw or scorer, which a run says on the console, hides or rewrites what is shown there."""
+    hostile = {"text": "abcd", "scores": [0.0], "scorer": "mine\x1b[2J"}
+    made = corpus(write(tmp_path / "rows.jsonl", hostile, hostile | {"flaw": "bad\x1b[2J\ud800"}))
+    (document,) = made.documents(scored=True, count=True)
+    assert document.scorer == "mine\\x1b[2J"
+    assert made.dropped == {"flawed, by its scorer: bad\\x1b[2J\\ud800": 1}
+
+
 def test_a_row_that_is_no_document_is_an_error(tmp_path):
     """Prevents a file of something else that is dropped row by row."""
     with pytest.raises(ValueError, match=r"rows.jsonl:1: no document: .* this one has 'prompt'"):

@@ -220,3 +220,13 @@ def test_a_librarys_value_error_says_how_to_see_more():
     )  # fmt: skip
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 2 and result.stderr.endswith("(AUREOLE_TRACEBACK=1 shows where)\n")
+
+
+def test_a_message_that_quotes_data_rules_no_terminal():
+    """Prevents a row of somebody's data that hides or rewrites what the terminal shows, by way of an error."""
+    code = (
+        "from launch.errors import one_line_errors\n"
+        "with one_line_errors('train.py'): raise ValueError('its scores are \\x1b]0;owned\\x07')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 2 and "\\x1b]0;owned\\x07" in result.stderr and "\x1b" not in result.stderr

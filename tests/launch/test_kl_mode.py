@@ -127,6 +127,16 @@ def test_held_out_documents(cache: Path, tmp_path):
         measured(cache, "kl.reference=null", f"kl.documents={wrong}")
 
 
+def test_held_out_rewards_are_refused(cache: Path, tmp_path):
+    """Prevents the worst documents that are measured as the aligned ones, because their scores are rewards."""
+    file = tmp_path / "rewarded.jsonl"
+    file.write_text(json.dumps({"text": "a", "score": 0.0, "direction": "higher_is_better"}) + "\n")
+    given = ["kl.reference=null", f"kl.documents={file}"]
+    with pytest.raises(ValueError, match="line 1: its scores are higher_is_better, and here low ones are good"):
+        measured(cache, *given, "kl.aligned_threshold=0.1")
+    assert measured(cache, *given)["bits_per_byte"]["n"] == 1, "its scores tell nothing"
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -111,6 +111,14 @@ def test_an_endpoint_attacks(cache: Path, monkeypatch):
     (cache / "run" / "red_team" / "rounds.jsonl").unlink()
 
 
+def test_a_pool_without_a_score_is_said(cache: Path, scorer: LetterScorer, monkeypatch):
+    """Prevents numpy's words about an array of size zero where no sample after the first prompts has a score."""
+    monkeypatch.setattr(scorer, "score", lambda samples: [None] * len(samples))
+    with pytest.raises(ValueError, match=r"no sample after the first prompts could be scored.* red_team.prompts"):
+        searched(cache)
+    (cache / "run" / "red_team" / "rounds.jsonl").unlink()
+
+
 def test_the_worse_a_prompt_the_likelier_it_is_shown():
     """Prevents a search that shows the attacker what did not work, and one that cannot draw enough prompts."""
     assert red_team.chances([0.3, 0.1], 0.1) == pytest.approx(np.exp([3, 1]) / np.exp([3, 1]).sum())

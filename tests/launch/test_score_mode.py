@@ -289,6 +289,19 @@ def test_the_direction_goes_with_each_document(monkeypatch):
     assert Path("out.jsonl").read_bytes() == wanted
 
 
+def test_a_beginning_without_its_last_line_end():
+    """Prevents a line that was cut off at its very end and is taken for whole: the next row would stand in it."""
+    corpus = write("code.jsonl", [code(number) for number in range(6)])
+    settings = ("scorer=pep8", f"corpus={corpus}", "scoring_processes=1", "documents_path=out.jsonl")
+    score(*settings)
+    wanted = Path("out.jsonl").read_bytes()
+    for lines in (4, 6):  # the first chunk's end, and the last one's
+        Path("out.jsonl").unlink()
+        Path("out.jsonl.part").write_bytes(b"\n".join(wanted.split(b"\n")[:lines]))
+        score(*settings)
+        assert Path("out.jsonl").read_bytes() == wanted
+
+
 def test_packed_documents():
     """Prevents a .gz that is plain text, and two packings of the same documents that differ."""
     corpus = write("code.jsonl", [code(number) for number in range(9)])
