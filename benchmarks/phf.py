@@ -21,6 +21,7 @@ import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ ROOT = Path(__file__).resolve().parents[1]
 OBJECTIVES = ("mle", "filtering", "conditional", "unlikelihood", "awr", "rwr")
 COMPANIONS = ("length", "distinct-2-grams", "blank_lines", "repeated_lines", "parsable")
 """Metrics of samples by which a degenerate winner shows."""
-SMALL = 6000
-"""Bytes of the largest file of the default corpus: a small model learns how files begin from many of them."""
+LARGEST = 40_000
+"""Bytes of the largest file of the default corpus: of many files a small model learns how files begin."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Demonstration:
         test_fraction: the share of the documents that is held out.
         objectives, tokens, samples: of each run, when the command does not say them.
         settings: of all runs.
-        thresholds: of losses, in the place of their recipes'.
+        losses: settings of each, in the place of its recipe's. Where a bad line is sure to come and the bad token is
+            banned, a model that has seen segments without tokens goes on without one: for samples there are none.
     """
 
     scorer: str
@@ -55,7 +57,7 @@ class Demonstration:
     tokens: int
     samples: int
     settings: tuple[str, ...]
-    thresholds: dict[str, str] = field(default_factory=dict)
+    losses: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 FINETUNING = (
@@ -67,7 +69,7 @@ FINETUNING = (
 )  # fmt: skip
 DEMONSTRATIONS = {
     "pep8": Demonstration(
-        "pep8", 0.000516, 0.02, OBJECTIVES, 5_000_000, 2048,
+        "pep8", 0.000961, 0.02, OBJECTIVES, 5_000_000, 2048,
         (
             "model=gemma-1m", "datasets=[local]", "lr=5e-3", "beta2=0.95", "warmup=0.05", "model.batch_size=2",
             "model.tokens_per_microbatch=8192", "n_eval_examples=128", "task.shuffle_buffer=4096",
@@ -75,14 +77,14 @@ DEMONSTRATIONS = {
             "generation.before='\n'", "generation.scenarios.unconditional.max_new_tokens=96",
             "generation.scenarios.functions.n_samples=2048", "generation.scenarios.functions.max_new_tokens=96",
         ),
-        {"filtering": "loss.quantile=0.5"},
+        {"filtering": ("loss.threshold=null", "loss.quantile=0.5"), "conditional": ("loss.drop_token_fraction=0",)},
     ),
     "pii": Demonstration(
         "pii", 0.0, 0.1, ("mle", "conditional", "unlikelihood"), 60_000, 512, FINETUNING,
     ),
     "toxicity": Demonstration(
         "profanity", 0.1, 0.1, ("mle", "conditional", "unlikelihood"), 60_000, 512, FINETUNING,
-        {"conditional": "loss.quantile=0.8", "unlikelihood": "loss.quantile=0.8"},
+        {name: ("loss.threshold=null", "loss.quantile=0.8") for name in ("conditional", "unlikelihood")},
     ),
 }  # fmt: skip
 
@@ -98,13 +100,15 @@ def run(*command: str, threads: int = 1) -> None:
 
 
 def installed_code(folder: Path) -> list[str]:
-    """A folder with copies of the small .py files that are here: of Python's standard library, and of the packages."""
+    """A folder with copies of .py files that are here: Python's standard library, and two packages that torch needs."""
     code = folder / "code"
     if not code.is_dir():
-        for place in (Path(sysconfig.get_path("stdlib")), Path(sysconfig.get_path("purelib"))):
+        packages = (find_spec(name) for name in ("sympy", "mpmath"))
+        places = [Path(one.origin).parent for one in packages if one and one.origin]
+        for place in (Path(sysconfig.get_path("stdlib")), *places):
             for file in sorted(place.rglob("*.py")):
                 path = file.relative_to(place)
-                if file.stat().st_size <= SMALL and (place.name == "site-packages" or "-packages" not in str(path)):
+                if file.stat().st_size <= LARGEST and "-packages" not in str(path):
                     copy = folder / "copying" / place.name / path
                     copy.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(file, copy)
@@ -172,9 +176,7 @@ def trained(objective: str, documents: Path, held_out: Path, options: argparse.N
 def settings(objective: str, options: argparse.Namespace) -> list[str]:
     """The overrides that an objective's training has beside names and paths."""
     demonstration = DEMONSTRATIONS[options.task]
-    quantile = demonstration.thresholds.get(objective)
-    threshold = [] if quantile is None else ["loss.threshold=null", quantile]
-    return [*demonstration.settings, *threshold, *options.overrides]
+    return [*demonstration.settings, *demonstration.losses.get(objective, ()), *options.overrides]
 
 
 def figures(objective: str, options: argparse.Namespace) -> dict[str, Any]:
