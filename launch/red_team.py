@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from launch import build
 from launch.completions import PREFIX, Completions
-from launch.generation import before_ids, banned_of, build_scorer, prefix_of, read_texts, weights_of
+from launch.generation import banned_of, before_ids, build_scorer, prefix_of, read_texts, weights_of
 from scorers.printable import printable
 
 if TYPE_CHECKING:
