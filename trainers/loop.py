@@ -74,9 +74,10 @@ class Loop:
         Raises:
             Stopped: SIGTERM or Ctrl-C came; what was done is saved.
         """
+        metrics = self._start()  # no step is under way: a signal does not wait for the first one
         with StopSignals() as signals:
             try:
-                metrics = self._run(signals)
+                metrics = self._run(signals, metrics)
             except Exception:
                 self.checkpoints.join()  # what is being written is not lost behind whatever this is
                 self.checkpoints.tell_error()
@@ -87,9 +88,8 @@ class Loop:
         self.checkpoints.finish()
         return metrics
 
-    def _run(self, signals: StopSignals) -> dict[str, float]:
+    def _run(self, signals: StopSignals, metrics: dict[str, float]) -> dict[str, float]:
         trainer, sizes, every = self.trainer, self.sizes, self.config.eval_every
-        metrics = self._start()
         total = trainer.examples + sum(sizes[trainer.step_idx :])
         self._progress = progress(
             total=total, initial=trainer.examples, unit="ex", desc="training", disable=distributed.rank() > 0
