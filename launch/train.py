@@ -50,9 +50,6 @@ def run(config: DictConfig) -> dict[str, float]:
         print(memory.report(config))
         return {}
     device = _begin(config)
-    if reads_documents(config):
-        settle_threshold(config)
-        warn_of_other_tokens(config)
     kind = trainer_class(config)
     folder = Path(config.cache_dir) / config.exp_name
     if config.mode == "inspect":
@@ -123,6 +120,9 @@ def _begin(config: DictConfig) -> torch.device:
     locate(config.model.name_or_path, config.cache_dir)
     if config.model.load_from is not None:
         locate(config.model.load_from, config.cache_dir)
+    if reads_documents(config):
+        settle_threshold(config)
+        warn_of_other_tokens(config)
     return device
 
 

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import re
 import time
+from multiprocessing.synchronize import Event
 
 import pytest
 
@@ -27,11 +28,20 @@ def test_a_run_that_is_told_to_stop_before_its_first_step_ends_at_once(event: st
     assert not list((tmp_path / "run").glob("step-*"))
 
 
+def sleep(began: Event) -> None:
+    """Work that takes a minute."""
+    began.set()
+    time.sleep(60)
+
+
 def test_a_process_of_a_pool_ends_as_it_would(capfd):
     """Prevents a pool whose processes say, when it is closed, that the run was stopped."""
     with stopping_at_once():
-        process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        context = multiprocessing.get_context("fork")
+        began = context.Event()
+        process = context.Process(target=sleep, args=(began,))
         process.start()
+        assert began.wait(60)
         process.terminate()
         process.join()
     assert process.exitcode == -15 and "stopped by" not in capfd.readouterr().err
