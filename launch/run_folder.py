@@ -130,13 +130,10 @@ def begin(claimed: Claim, config: DictConfig) -> None:
 
 def _removal(folder: Path, config: DictConfig) -> str:
     """What `begin` is about to remove, and which key asks for it."""
-    finished = (folder / FINISHED).is_file()
+    state = "finished" if (folder / FINISHED).is_file() else "unfinished"
     steps = [path.name for path in step_folders(folder)]
-    what = f"{'finished' if finished else 'unfinished'}, with {', '.join(steps) or 'no checkpoint'}"
-    why = "overwrite=true"
-    if not config.overwrite:
-        why = f"resume=never begins anew; resume=auto would have {'kept it' if finished else 'gone on with it'}"
-    return f"the run that was in {folder} ({what}) is removed: {why}"
+    why = "overwrite=true" if config.overwrite else "resume=never begins anew; resume=auto would have gone on with it"
+    return f"the run that was in {folder} ({state}, with {', '.join(steps) or 'no checkpoint'}) is removed: {why}"
 
 
 def finish(folder: Path) -> None:

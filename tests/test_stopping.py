@@ -64,12 +64,11 @@ def test_what_is_removed_is_named(tmp_path, caplog):
     with pytest.raises(ValueError, match="raise them"):
         here(tmp_path, "sft", "n_examples=4", "save_every=4")
     assert "goes on after" not in caplog.text
-    here(tmp_path, "sft", *SHORT, "resume=never")
-    told = "(finished, with step-8, step-4) is removed: resume=never begins anew; resume=auto would have kept it"
-    assert told in caplog.text
-    (tmp_path / "run" / "finished.json").unlink()
-    here(tmp_path, "sft", *SHORT, "resume=never")
-    assert "(unfinished, with step-8, step-4)" in caplog.text and "would have gone on with it" in caplog.text
-    assert "overwrite=true" not in caplog.text
+    longer = ("n_examples=12", "save_every=4")
+    here(tmp_path, "sft", *longer, "resume=never")
+    told = (
+        "(finished, with step-8, step-4) is removed: resume=never begins anew; resume=auto would have gone on with it"
+    )
+    assert told in caplog.text and "overwrite=true" not in caplog.text
     here(tmp_path, "sft", *SHORT, "overwrite=true")
-    assert "(finished, with step-8, step-4) is removed: overwrite=true" in caplog.text
+    assert "(finished, with step-12, step-8) is removed: overwrite=true" in caplog.text
