@@ -16,6 +16,7 @@ from launch.compose import check_command, compose_job
 from launch.errors import one_line_errors
 from launch.hub import go_offline_when_unreachable
 from launch.multirun import conclude, let_jobs_import, run_job
+from trainers.signals import stopping_at_once
 
 
 @hydra.main(version_base=None, config_path="config", config_name="config")
@@ -33,8 +34,9 @@ def main(_: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors("train.py"):
-        sys.argv[1:] = check_command(sys.argv[1:], "train.py")
-    let_jobs_import()
-    main()
-    sys.exit(conclude())
+    with stopping_at_once():
+        with one_line_errors("train.py"):
+            sys.argv[1:] = check_command(sys.argv[1:], "train.py")
+        let_jobs_import()
+        main()
+        sys.exit(conclude())

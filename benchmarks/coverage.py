@@ -17,16 +17,15 @@ import argparse
 import itertools
 import json
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from benchmarks.speed import commit, machine
 from reports.crossed import difference_interval, rate_interval
+from scorers.progress import progress
 
 GRID = {
     "seeds": (1, 2, 3, 5),
@@ -147,7 +146,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", default=str(Path(__file__).with_name("coverage.json")))
     options = parser.parse_args(arguments)
     rows = []
-    for number, setting in enumerate(tqdm(settings(), desc="coverage", unit="setting", file=sys.stderr)):
+    for number, setting in enumerate(progress(settings(), desc="coverage", unit="setting")):
         held = simulate(setting, options.repetitions, np.random.default_rng([0, number]))
         rows.append(setting | dict(zip(("rate_held", "difference_held"), held, strict=True)))
     summary = lowest(rows)

@@ -23,7 +23,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+from scorers.progress import progress
 
 HERE = Path(__file__).resolve().parent
 OURS = [sys.executable, "-m", "benchmarks.work"]
@@ -87,7 +87,7 @@ def beside(options: argparse.Namespace) -> list[dict[str, Any]]:
     runs: dict[tuple[str, str, str, str, bool], list[dict[str, Any]]] = {}
     kinds = [(method, dtype) for method in options.methods for dtype in options.dtypes]
     total = len(kinds) * (options.repeats * 2 + options.peer_repeats * len(PEER_SETTINGS))
-    progress = tqdm(total=total, desc="measuring", unit="run")
+    bar = progress(total=total, desc="measuring", unit="run")
     # The first run ever converts the weights, which would count as memory that was there before the training.
     run([*OURS, "--pairs", "1", "--step", "1"])
     with tempfile.TemporaryDirectory() as folder:
@@ -100,13 +100,13 @@ def beside(options: argparse.Namespace) -> list[dict[str, Any]]:
                     if repeat < options.peer_repeats:
                         result = theirs(options, method, dtype, arguments)
                         runs.setdefault(("trl", method, dtype, name, False), []).append(result)
-                        progress.update()
+                        bar.update()
                     result = ours(options, method, dtype, cache)
                     if result["cached"] != cached:
                         sys.exit("the reference cache did not do what this measurement takes for granted")
                     runs.setdefault(("aureole", method, dtype, setting, cached), []).append(result)
-                    progress.update()
-    progress.close()
+                    bar.update()
+    bar.close()
     tokens = {(method, dtype): some[0]["tokens"] for (who, method, dtype, *_), some in runs.items() if who == "trl"}
     return [record(key, some, tokens[key[1], key[2]]) for key, some in runs.items()]
 
@@ -116,13 +116,13 @@ def alone(options: argparse.Namespace) -> list[dict[str, Any]]:
     runs: dict[tuple[str, str, str, str, bool], list[dict[str, Any]]] = {}
     kinds = [(method, dtype) for method in options.methods for dtype in options.dtypes]
     run([*OURS, "--pairs", "1", "--step", "1"])  # see `beside`
-    with tempfile.TemporaryDirectory() as folder, tqdm(total=2 * options.repeats * len(kinds), unit="run") as progress:
+    with tempfile.TemporaryDirectory() as folder, progress(total=2 * options.repeats * len(kinds), unit="run") as bar:
         for repeat, (method, dtype) in itertools.product(range(options.repeats), kinds):
             for cached in (False, True):
                 result = ours(options, method, dtype, f"{folder}/{repeat}-{method}-{dtype}")
                 setting = f"packs of {BUDGETS[dtype]} tokens"
                 runs.setdefault(("aureole", method, dtype, setting, cached), []).append(result)
-                progress.update()
+                bar.update()
     return [record(key, some, some[0]["tokens"]) for key, some in runs.items()]
 
 
@@ -164,7 +164,7 @@ def record(key: tuple[str, str, str, str, bool], runs: list[dict[str, Any]], tok
 def growth() -> list[dict[str, Any]]:
     """Tokens a second and added memory of DPO in float32 for prompts and responses of other lengths and numbers."""
     rows = []
-    for point in tqdm(GROWTH, desc="growth", unit="run"):
+    for point in progress(GROWTH, desc="growth", unit="run"):
         command = [*OURS, "--pairs", "8", "--step", "2"]
         command += [part for name, value in point.items() for part in (_OPTION[name], str(value))]
         result = run(command)
@@ -182,7 +182,7 @@ def profiles(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Of a step in steady state, which share of the time each operation takes; the profiler itself costs time."""
     rows = []
     kinds = [(method, dtype) for method in options.methods for dtype in options.dtypes]
-    for method, dtype in tqdm(kinds, desc="profiles", unit="run"):
+    for method, dtype in progress(kinds, desc="profiles", unit="run"):
         command = [*OURS, "--method", method, "--dtype", dtype, "--data", options.data, "--pairs", "16", "--profile"]
         result = run([*command, "--tokens-per-microbatch", str(BUDGETS[dtype])])
         rows.append({"method": method, "dtype": dtype, "share_of_time": result["profile"]})
@@ -192,7 +192,7 @@ def profiles(options: argparse.Namespace) -> list[dict[str, Any]]:
 def options_beside(options: argparse.Namespace) -> list[dict[str, Any]]:
     """What each option costs and gains in DPO; not counting the first step, which compiles."""
     rows = []
-    with tqdm(total=len(OPTIONS) * len(options.dtypes), desc="options", unit="run") as progress:
+    with progress(total=len(OPTIONS) * len(options.dtypes), desc="options", unit="run") as bar:
         for dtype in options.dtypes:
             for name, arguments in OPTIONS.items():
                 command = [*OURS, "--data", options.data, "--pairs", "16", "--dtype", dtype, *arguments]
@@ -204,7 +204,7 @@ def options_beside(options: argparse.Namespace) -> list[dict[str, Any]]:
                     "added_mb": round(result["rss_peak_mb"] - result["rss_before_mb"]),
                     "peak_mb": round(result["rss_peak_mb"]), "losses": [round(loss, 4) for loss in result["losses"]],
                 })  # fmt: skip
-                progress.update()
+                bar.update()
     return rows
 
 

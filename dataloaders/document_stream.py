@@ -9,10 +9,10 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from dataloaders.corpus import Corpus, Document
 from dataloaders.document_tokens import DocumentTokenizer, Tokens
+from scorers.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -164,10 +164,10 @@ class DocumentStream:
     def tokens_of_a_pass(self) -> int:
         """How many tokens one pass gives; all documents are read for it."""
         total = 0
-        with tqdm(desc="counting tokens", unit="tok", unit_scale=True, disable=self.sharing.rank > 0) as progress:
+        with progress(desc="counting tokens", unit="tok", unit_scale=True, disable=self.sharing.rank > 0) as bar:
             for tokens, _ in self.chunks(Place(), 2**16, endless=False):
                 total += len(tokens.ids)
-                progress.update(len(tokens.ids))
+                bar.update(len(tokens.ids))
         self.put_counts(Place())
         return total
 
@@ -180,7 +180,8 @@ class DocumentStream:
             self.corpora, DocumentTokenizer(self.tokenize.tokenizer), lambda _: True, False, self.sharing
         )
         total = 0
-        with tqdm(total=tokens, desc="passing over", unit="tok", unit_scale=True, disable=self.sharing.rank > 0) as bar:
+        bar = progress(total=tokens, desc="passing over", unit="tok", unit_scale=True, disable=self.sharing.rank > 0)
+        with bar:
             for corpus in range(len(self.corpora)):
                 for read, numbers in plain._batches(1, corpus, 0):
                     for one, number in zip(read, numbers, strict=True):

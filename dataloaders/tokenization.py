@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
 from dataloaders.chat_format import ChatFormat, Conversation, Piece, bos
 from dataloaders.examples import Example
+from scorers.progress import progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -92,8 +92,8 @@ class ExampleTokenizer:
             if cached is not None:
                 return cached
         chunks = range(0, len(examples), 1000)
-        progress = tqdm(chunks, desc="tokenizing", unit="k", disable=len(examples) <= 2000)
-        done = [one for start in progress for one in self._tokenize(examples[start : start + 1000])]
+        bar = progress(chunks, desc="tokenizing", unit="k", disable=len(examples) <= 2000)
+        done = [one for start in bar for one in self._tokenize(examples[start : start + 1000])]
         if path is not None:
             try:
                 _write(path, done)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +104,7 @@ def check_command(argv: Sequence[str], script: str = "train.py") -> list[str]:
             refuse_launcher(parsed)
             compose_checked(composer, parsed, script)
             return [*command.flags, *command.overrides]
+        refuse_without_slurm(parsed)
         if any(override.key_or_group == "hydra/sweeper" for override in parsed):
             parsed = [override for override in parsed if override not in swept]  # it chooses the values as it goes
         constant = [key_of(override) for override in parsed if not override.is_sweep_override()]
@@ -141,6 +143,20 @@ def refuse_launcher(overrides: Sequence[Override]) -> None:
     for override in overrides:
         if override.key_or_group == "hydra/launcher":
             raise ValueError(f"{override.input_line}: only the jobs of a multirun are given to a launcher; add -m.")
+
+
+def refuse_without_slurm(overrides: Sequence[Override]) -> None:
+    """Refuses jobs of SLURM where its programs are not found: submitit would end with a traceback."""
+    for override in overrides:
+        if override.key_or_group != "hydra/launcher" or override.value() not in ("slurm", "submitit_slurm"):
+            continue
+        missing = [program for program in ("sbatch", "srun") if shutil.which(program) is None]
+        if missing:
+            raise ValueError(
+                f"{override.input_line}: {' and '.join(missing)} of SLURM is not on the PATH here. Give the command on "
+                "a login node of the cluster, or leave the launcher out: then the jobs run on this machine, one after "
+                "the other."
+            )
 
 
 def _jobs(composer: Composer, parsed: list[Override]) -> list[list[Override]]:

@@ -7,14 +7,12 @@ import json
 import logging
 import math
 import os
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
-from tqdm import tqdm
 
 from dataloaders.chat_format import Conversation
 from dataloaders.conditional import control_ids
@@ -23,6 +21,7 @@ from dataloaders.tokenization import ExampleTokenizer
 from launch import build
 from models.checkpoints import RESUME, read_safely
 from models.memory import keep_freed_memory
+from scorers.progress import progress
 from trainers.distributed import gather_objects, leave, processes, rank, start
 
 if TYPE_CHECKING:
@@ -196,7 +195,7 @@ def sequence_logps(
     ]
     starts = range(0, len(order), 8)[rank() :: processes()]
     with torch.no_grad():
-        for start in tqdm(starts, desc=description, unit="batch", file=sys.stderr, disable=rank() > 0):
+        for start in progress(starts, desc=description, unit="batch", disable=rank() > 0):
             batch = order[start : start + 8]
             sequences = [
                 ScoredSequence(prompts[index], responses[index], np.ones(len(responses[index]), dtype=bool))

@@ -187,15 +187,14 @@ def _draw_from_endpoint(
     config: DictConfig, file: Path, header: dict[str, Any], known: list[ReferenceSample], device: torch.device
 ) -> list[ReferenceSample]:
     """Batch after batch, each in the cache before the next is asked for; batches that are there are not paid again."""
-    from tqdm import tqdm
-
+    from scorers.progress import progress
     from trainers.divergence import ReferenceSample
 
     section = config.kl
     endpoint = Completions(str(section.reference), section.base_url, "kl.reference")
     whole = len(known) if len(known) == section.n_samples else len(known) // section.batch_size * section.batch_size
     samples = known[:whole]
-    with tqdm(total=section.n_samples, initial=len(samples), desc="asking the reference", unit="sample") as bar:
+    with progress(total=section.n_samples, initial=len(samples), desc="asking the reference", unit="sample") as bar:
         while len(samples) < section.n_samples:
             count = min(section.batch_size, section.n_samples - len(samples))
             texts = endpoint.complete(

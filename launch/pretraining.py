@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from omegaconf import DictConfig
-from tqdm import tqdm
 
 from dataloaders.corpus import Corpus
 from dataloaders.document_stream import Sharing
 from dataloaders.pretraining import FilteredPretrainingDataLoader, PretrainingDataLoader
 from dataloaders.resolve import resolve
+from scorers.progress import progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -106,7 +106,8 @@ def settle_threshold(config: DictConfig) -> None:
     scores: list[np.ndarray] = []
     corpora = build_corpora(config, "train")
     for corpus in corpora:
-        for document in tqdm(corpus.documents(scored=True), desc=f"scores of {corpus.name}", unit="doc", leave=False):
+        documents = corpus.documents(scored=True)
+        for document in progress(documents, desc=f"scores of {corpus.name}", unit="doc", leave=False):
             scores.append(np.array([document.score]) if of_documents else document.scores)
     if not scores:
         raise ValueError(

@@ -23,17 +23,16 @@ from trainers.resume import Resume, checkpoint_in, find_resume, own_latest, read
 log = logging.getLogger(__name__)
 
 
-def choose_resume(config: DictConfig, folder: Path, status: str, changed: Sequence[str]) -> Resume | None:
+def choose_resume(config: DictConfig, folder: Path, status: str) -> Resume | None:
     """The checkpoint that the run goes on from, if there is one.
 
     Args:
-        status: of the folder, and `changed` (see `run_folder.Claim`).
+        status: of the folder (see `run_folder.Claim`).
 
     Raises:
         ValueError: there is one that cannot be gone on from, or it is of another config.
     """
-    say = log.info if distributed.rank() == 0 else log.debug
-    found, own = _checkpoint(config, folder, status, say)
+    found, own = _checkpoint(config, folder, status, _say())
     if found is None:
         return None
     resume = read_resume(found, own)
@@ -44,11 +43,25 @@ def choose_resume(config: DictConfig, folder: Path, status: str, changed: Sequen
             f"{found} is of a run with another config ({'; '.join(refused)}): take over its weights alone with "
             f"model.load_from={found}/policy.pt, or leave resume at auto."
         )
-    say("%s goes on after %d examples, from %s", folder, resume.examples, found.resolve().name)
+    return resume
+
+
+def tell_resume(resume: Resume, folder: Path, changed: Sequence[str]) -> None:
+    """Says where a run goes on, once nothing is left to refuse it.
+
+    Args:
+        changed: see `run_folder.Claim`.
+    """
+    say = _say()
+    say("%s goes on after %d examples, from %s", folder, resume.examples, resume.folder.resolve().name)
     for text in changed:
         say("changed since it began: %s", text)
     _tell_last_bits(resume, say)
-    return resume
+
+
+def _say() -> Callable[..., None]:
+    """What the first process says, and the others keep to themselves."""
+    return log.info if distributed.rank() == 0 else log.debug
 
 
 def note_origin(folder: Path, config: DictConfig, resume: Resume | None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import shutil
 import socket
@@ -23,7 +24,9 @@ from yaml import YAMLError
 
 from launch.check import show
 from launch.keys import flatten
-from models.checkpoints import repair_folder, unwritten
+from models.checkpoints import repair_folder, step_folders, unwritten
+
+log = logging.getLogger(__name__)
 
 FINISHED = "finished.json"
 ORIGIN = "origin.json"
@@ -119,9 +122,18 @@ def claim(config: DictConfig) -> Claim:
 def begin(claimed: Claim, config: DictConfig) -> None:
     """Called when nothing is left to do before the training: only now an old run is removed for a new one."""
     if claimed.status == "replace":
+        log.warning(_removal(claimed.folder, config))
         _empty(claimed.folder)
     (claimed.folder / FINISHED).unlink(missing_ok=True)
     write_whole(claimed.folder / "config.yaml", OmegaConf.to_yaml(config))
+
+
+def _removal(folder: Path, config: DictConfig) -> str:
+    """What `begin` is about to remove, and which key asks for it."""
+    state = "finished" if (folder / FINISHED).is_file() else "unfinished"
+    steps = [path.name for path in step_folders(folder)]
+    why = "overwrite=true" if config.overwrite else "resume=never begins anew; resume=auto would have gone on with it"
+    return f"the run that was in {folder} ({state}, with {', '.join(steps) or 'no checkpoint'}) is removed: {why}"
 
 
 def finish(folder: Path) -> None:

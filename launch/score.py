@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from tqdm import tqdm
 
 from dataloaders.corpus_texts import CorpusText, count_texts, fingerprint, read_corpus
 from launch.documents import DocumentsFile, summary_file
 from launch.scorers import build_scorer
 from scorers.printable import printable
+from scorers.progress import Bar, progress
 from scorers.scorer import ScoredText, Scorer, unscored
 
 LARGEST_CHUNK = (64, 100_000)
@@ -116,7 +116,7 @@ def _score(
     begun = time.perf_counter()
     pace = {"seconds": 0.0, "bytes_scored_now": 0, "seconds_to_first_chunk": 0.0, "bytes_of_first_chunk": 0}
     texts = read_corpus(config.corpus, config.text_key)
-    bar = tqdm(total=count_texts(config.corpus), desc=f"scoring by {scorer.name}", unit="document", file=sys.stderr)
+    bar = progress(total=count_texts(config.corpus), desc=f"scoring by {scorer.name}", unit="document")
     new = itertools.chain.from_iterable(_not_found(file, chunk, bar) for chunk in _chunks(texts))
     with bar:
         pairs = _in_order(new, processes, recipe) if processes > 1 else ((one, score_chunk(one, scorer)) for one in new)
@@ -133,7 +133,7 @@ def _score(
     return pace
 
 
-def _not_found(file: DocumentsFile, chunk: list[CorpusText], bar: tqdm) -> Iterator[list[CorpusText]]:
+def _not_found(file: DocumentsFile, chunk: list[CorpusText], bar: Bar) -> Iterator[list[CorpusText]]:
     """The chunk, unless the file has it."""
     if file.found(chunk):
         bar.update(len(chunk))

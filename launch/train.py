@@ -6,7 +6,9 @@ import json
 import logging
 import os
 import random
+import socket
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from launch.generation import build_evaluations, keep_final_scores
 from launch.keys import flatten
 from launch.model_checks import check_positions, check_rope, check_vocabulary, check_weights, warn_of_other_tokens
 from launch.pretraining import embed_control_tokens, reads_documents, settle_threshold, tell_scorers
-from launch.resuming import choose_resume, names_checkpoint, note_origin
+from launch.resuming import choose_resume, names_checkpoint, note_origin, tell_resume
 from launch.run_folder import begin, begun, claim, finish, may_differ
 from models.compilation import refuse_without_compiler
 from models.loading import locate
@@ -48,9 +50,6 @@ def run(config: DictConfig) -> dict[str, float]:
         print(memory.report(config))
         return {}
     device = _begin(config)
-    if reads_documents(config):
-        settle_threshold(config)
-        warn_of_other_tokens(config)
     kind = trainer_class(config)
     folder = Path(config.cache_dir) / config.exp_name
     if config.mode == "inspect":
@@ -62,7 +61,7 @@ def run(config: DictConfig) -> dict[str, float]:
     status = distributed.gather_objects(None if claimed is None else claimed.status)[0]
     if status == "finished":
         return _finished(config, folder)
-    resume = choose_resume(config, folder, status, () if claimed is None else claimed.changed)
+    resume = choose_resume(config, folder, status)
     train_loader, eval_loader, tokenizer = load_data(config)
     if resume is not None:
         refuse_shorter(resume, train_loader.sizes())  # before the run that is there is touched
@@ -79,6 +78,8 @@ def run(config: DictConfig) -> dict[str, float]:
     trainer = _trainer(config, kind, folder, device, train_loader, eval_loader, tokenizer)
     trainer.evaluations = evaluations
     training = trainer.prepare(resume)
+    if resume is not None:
+        tell_resume(resume, folder, () if claimed is None else claimed.changed)  # nothing is left to refuse it
     distributed.barrier()  # nobody has anything left to read
     if claimed is not None:
         begin(claimed, config)
@@ -110,6 +111,8 @@ def _begin(config: DictConfig) -> torch.device:
     if config.model.compile:
         refuse_without_compiler(device)
     distributed.start(device, config.distributed.heartbeat_seconds)
+    if distributed.rank() == 0:
+        print(header(device), file=sys.stderr, flush=True)
     alike = {key: value for key, value in flatten(OmegaConf.to_container(config)).items() if not may_differ(key)}
     refuse_unlike(alike, "Start every process with the same command.")
     if config.distributed.name == "fsdp" and distributed.processes() == 1:
@@ -117,7 +120,20 @@ def _begin(config: DictConfig) -> torch.device:
     locate(config.model.name_or_path, config.cache_dir)
     if config.model.load_from is not None:
         locate(config.model.load_from, config.cache_dir)
+    if reads_documents(config):
+        settle_threshold(config)
+        warn_of_other_tokens(config)
     return device
+
+
+def header(device: torch.device) -> str:
+    """The first line of a run: when, on what and where it runs, and with how many processes and threads."""
+    name = f"{torch.cuda.get_device_name(device)} ({device})" if device.type == "cuda" else str(device)
+    count, threads = distributed.processes(), torch.get_num_threads()
+    return (
+        f"{time.strftime('%Y-%m-%d %H:%M:%S %Z')}: {name} on {socket.gethostname()}, "
+        f"{count} {'process' if count == 1 else 'processes'} of {threads} {'thread' if threads == 1 else 'threads'}"
+    )
 
 
 def _finished(config: DictConfig, folder: Path) -> dict[str, float]:

@@ -9,6 +9,7 @@ import pickle
 import re
 import shutil
 import tempfile
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,8 +79,10 @@ def read_loss_state(policy: str | Path) -> dict[str, torch.Tensor]:
 
 
 def _first(error: Exception) -> str:
+    """The first sentence of a message; of a long one its first words."""
     lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    sentence = lines[0].split(". ")[0].removesuffix(".") if lines else type(error).__name__
+    return textwrap.shorten(sentence, 200, placeholder=" ...")
 
 
 @dataclass

@@ -5,14 +5,13 @@ Padding is never counted, since it is targets that are scored, so a text's value
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
 from models.logprobs import ScoredSequence, token_logps
+from scorers.progress import progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,7 +47,7 @@ def summed_logps(
             passes.append([])
         passes[-1].append(int(index))
     with torch.no_grad():
-        for group in tqdm(passes[part::parts], desc=description, unit="pass", file=sys.stderr, disable=part > 0):
+        for group in progress(passes[part::parts], desc=description, unit="pass", disable=part > 0):
             found = token_logps(model, [sequences[index] for index in group], excluded=excluded)
             for index, logps in zip(group, found, strict=True):
                 values[index] = float(logps.double().sum())

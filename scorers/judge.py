@@ -295,14 +295,14 @@ def _orders(texts: tuple[str, str, str], orders: int, seed: int) -> tuple[str, .
 
 def _ask_all(questions: list[Question], judge: Judge, cache: JudgmentCache, concurrency: int) -> dict[str, str]:
     """Asks and caches; returns the reason of each failure by the question's key."""
-    from tqdm import tqdm
+    from scorers.progress import progress
 
     def ask(question: Question) -> None:
         cache.add(question.key, judge.ask(question), judge=judge.model, shown_first=question.shown_first)
 
     failed: dict[str, str] = {}
     answered = 0
-    with tqdm(total=len(questions), desc=f"asking {judge.model}", unit="request", disable=not questions) as bar:
+    with progress(total=len(questions), desc=f"asking {judge.model}", unit="request", disable=not questions) as bar:
 
         def count(question: Question, error: BaseException | None) -> None:
             nonlocal answered

@@ -12,7 +12,7 @@ PACKAGES = ("scorers", "models", "dataloaders", "trainers", "launch", "reports")
 SCRIPTS = ("train", "eval", "compare")
 MAY_IMPORT = {
     "scorers": set(),
-    "models": set(),
+    "models": {"scorers"},
     "dataloaders": {"scorers", "models"},
     "trainers": {"scorers", "models", "dataloaders"},
     "launch": {"scorers", "models", "dataloaders", "trainers"},

@@ -25,6 +25,7 @@ from models.checkpoints import (
     unwritten,
     write_folder,
 )
+from scorers.progress import say
 from trainers.optimization import OPTIMIZER_BYTES
 
 log = logging.getLogger(__name__)
@@ -185,6 +186,7 @@ class Checkpointing:
             self._tidy()
         except OSError as error:
             raise unwritten(self.folder / "LATEST", error) from error
+        say(f"saved {target.name} at {time.strftime('%H:%M:%S')}{', the best so far' if best else ''}")
         self.written += 1
         self.took += time.perf_counter() - start
 

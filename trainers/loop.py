@@ -8,11 +8,10 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from tqdm import tqdm
-
 from dataloaders.batches import Row
 from models.checkpoints import Checkpoint, policy_contents
 from models.lora import adapter_weights, has_adapter
+from scorers.progress import Bar, progress
 from trainers import distributed
 from trainers.agreement import refuse_unlike
 from trainers.metrics import Averages
@@ -67,7 +66,7 @@ class Loop:
             refuse_unfit(trainer, resume, self.data)
         self.optimizer, self.rate = optimization(self.config, trainer.parameters, len(self.sizes))
         self.averages = Averages()
-        self._progress: tqdm | None = None
+        self._progress: Bar | None = None
 
     def run(self) -> dict[str, float]:
         """To the end of the loader; returns the last evaluation's metrics (empty without an evaluation set).
@@ -75,9 +74,10 @@ class Loop:
         Raises:
             Stopped: SIGTERM or Ctrl-C came; what was done is saved.
         """
+        metrics = self._start()  # no step is under way: a signal does not wait for the first one
         with StopSignals() as signals:
             try:
-                metrics = self._run(signals)
+                metrics = self._run(signals, metrics)
             except Exception:
                 self.checkpoints.join()  # what is being written is not lost behind whatever this is
                 self.checkpoints.tell_error()
@@ -88,14 +88,12 @@ class Loop:
         self.checkpoints.finish()
         return metrics
 
-    def _run(self, signals: StopSignals) -> dict[str, float]:
+    def _run(self, signals: StopSignals, metrics: dict[str, float]) -> dict[str, float]:
         trainer, sizes, every = self.trainer, self.sizes, self.config.eval_every
-        metrics = self._start()
         total = trainer.examples + sum(sizes[trainer.step_idx :])
-        self._progress = tqdm(
-            total=total, initial=trainer.examples, unit="ex", desc="training", disable=distributed.rank() > 0,
-            file=sys.stderr,
-        )  # fmt: skip
+        self._progress = progress(
+            total=total, initial=trainer.examples, unit="ex", desc="training", disable=distributed.rank() > 0
+        )
         self._seen, self._tokens, self._since = 0, 0, time.perf_counter()
         first, steps = trainer.step_idx, trainer.train_loader.after(trainer.step_idx)
         for number in range(first, len(sizes)):

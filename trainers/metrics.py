@@ -18,9 +18,9 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from models.checkpoints import unwritten
+from scorers.progress import say
 from trainers import distributed
 
 log = logging.getLogger(__name__)
@@ -175,16 +175,16 @@ class MetricsLog:
         line = summary(metrics, examples, split)
         if split != "train":
             self._show_held_back()
-            tqdm.write(line, file=sys.stderr)
+            say(line)
         elif time.monotonic() - self._last_line >= self._console_interval:
-            tqdm.write(line, file=sys.stderr)
+            say(line)
             self._last_line, self._held_back = time.monotonic(), None
         else:
             self._held_back = line
 
     def _show_held_back(self) -> None:
         if self._held_back is not None:
-            tqdm.write(self._held_back, file=sys.stderr)
+            say(self._held_back)
             self._held_back = None
 
     def bytes_on_disk(self) -> int:

@@ -1,10 +1,13 @@
-"""Being told to stop: the step under way is finished and saved first."""
+"""Being told to stop: the step under way is finished and saved first; where there is none the process ends at once."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -14,6 +17,39 @@ INTERRUPTED = 130
 
 class Stopped(SystemExit):
     """The training stopped because it was told to, with its state saved: not an error, but not the end either."""
+
+
+@contextmanager
+def stopping_at_once() -> Iterator[None]:
+    """SIGTERM ends the process at once inside, with a line that says so and code 75, wherever no StopSignals notes it.
+
+    Nothing is done where somebody handles SIGTERM already (submitit, which gets a second signal), or outside of the
+    main thread, where Python handles none.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, partial(_stop_at_once, os.getpid()))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _stop_at_once(process: int, number: int, _: FrameType | None) -> None:
+    if os.getpid() != process:  # one that was forked: its pool ends it by this signal
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        return
+    if os.environ.get("RANK", "0") == "0":
+        # Not print: the signal may have come while something was being printed.
+        os.write(
+            2,
+            b"\nstopped by SIGTERM, with no training step under way: nothing is lost; the same command goes on from "
+            b"the last checkpoint, and begins anew where there is none\n",
+        )
+    raise Stopped(TERMINATED)
 
 
 class StopSignals:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm import tqdm
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -18,6 +16,8 @@ from transformers import (
     StoppingCriteriaList,
     TopKLogitsWarper,
 )
+
+from scorers.progress import Bar, progress
 
 _GREEDY = {"do_sample": False}
 
@@ -42,10 +42,10 @@ class _Ended(StoppingCriteria):
     tokens it stops nothing.
     """
 
-    def __init__(self, stop_ids: Sequence[int], uncounted_ids: Sequence[int], progress: tqdm):
+    def __init__(self, stop_ids: Sequence[int], uncounted_ids: Sequence[int], bar: Bar):
         self.stop_ids = stop_ids
         self.uncounted_ids = uncounted_ids
-        self.progress = progress
+        self.bar = bar
         self.ended: torch.Tensor | None = None
         self.count = 0
         self.room: torch.Tensor | None = None
@@ -64,7 +64,7 @@ class _Ended(StoppingCriteria):
             full = self.room <= 0
         self.ended = now | full if self.ended is None else self.ended | now | full
         count = int(self.ended.sum())
-        self.progress.update(count - self.count)
+        self.bar.update(count - self.count)
         self.count = count
         return full.to(input_ids.device)
 
@@ -174,15 +174,15 @@ class HFGenerator:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_available() else []):
             starts = range(0, len(order), self.batch_size)[part::parts]
             total = sum(min(self.batch_size, len(order) - start) for start in starts)
-            progress = tqdm(total=total, desc=description, unit="prompt", file=sys.stderr, disable=part > 0)
+            bar = progress(total=total, desc=description, unit="prompt", disable=part > 0)
             for start in starts:
                 batch = order[start : start + self.batch_size]
                 torch.manual_seed(self.seed + start)
-                ended = _Ended(self.stop_ids, self.uncounted_ids, progress)
+                ended = _Ended(self.stop_ids, self.uncounted_ids, bar)
                 for index, ids in zip(batch, self._batch([prompts[index] for index in batch], ended), strict=True):
                     completions[index] = self._finish(ids, prompts[index])
-                progress.update(len(batch) - ended.count)
-            progress.close()
+                bar.update(len(batch) - ended.count)
+            bar.close()
         return [completions.get(index) for index in range(len(prompts))]
 
     def _batch(self, prompts: Sequence[np.ndarray], ended: _Ended) -> np.ndarray:

@@ -15,6 +15,7 @@ from hydra import compose, initialize_config_dir
 from hydra.types import HydraContext
 from hydra.utils import instantiate
 
+from launch.compose import check_command
 from tests.readme import ROOT
 
 PROGRAMS = {
@@ -100,6 +101,18 @@ def test_a_job_on_several_machines_asks_for_them(cluster, tmp_path, monkeypatch)
     launcher.launch([["loss=dpo"]], 0)
     for line in ("--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8"):
         assert re.search(rf"^#SBATCH {line}$", scripts[0], re.MULTILINE), (line, scripts[0])
+
+
+def test_a_machine_without_slurm_is_refused(tmp_path, monkeypatch):
+    """Prevents a traceback of submitit on a machine that is no node of a cluster."""
+    command = ["-m", "hydra/launcher=slurm", "model=tiny", "loss=sft,dpo", f"cache_dir={tmp_path}"]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match=r"^hydra/launcher=slurm: sbatch and srun of SLURM .* login node .*leave the"):
+        check_command(command)
+    for program in ("sbatch", "srun"):
+        (tmp_path / program).write_text("#!/bin/sh\n")
+        (tmp_path / program).chmod(0o755)
+    check_command(command)
 
 
 def test_the_processes_of_a_job_train_together(cluster, tmp_path):

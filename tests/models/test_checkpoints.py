@@ -74,8 +74,10 @@ def test_torn_and_foreign_files_are_named(tmp_path):
     for number, contents in enumerate((whole[: len(whole) // 2], whole[:10], b"", b"no checkpoint")):
         path = tmp_path / f"torn{number}.pt"
         path.write_bytes(contents)
-        with pytest.raises(ValueError, match=f"torn{number}.pt"):
+        with pytest.raises(ValueError, match=f"torn{number}.pt") as refused:
             read_policy(path)
+        why = str(refused.value.__cause__)
+        assert len(why) < 200 or f"({why.split('. ')[0]}). Is it" in str(refused.value), "a sentence is not cut"
     torch.save({"model": {}}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="no weights under 'state'"):
         read_policy(tmp_path / "other.pt")
