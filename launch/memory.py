@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from launch.combinations import check_settings
 from models.footprint import Parts, adapter_size, parts_of, transient_bytes
@@ -15,14 +15,12 @@ GRADIENT_BUCKET = 2**26
 """Numbers that replicas sum at a time (see `trainers.distributed.sum_gradients`)."""
 SIZES = (24, 40, 80)
 """GiB of what people have."""
+WIDTH = 62
+"""Of the first column of the table of what could be chosen."""
 NF4 = 0.53
 """Bytes of a weight in 4 bits, with the scale of each 64."""
-ALTERNATIVES = {
-    "as it is": {},
-    "model.activation_checkpointing=true": {"model.activation_checkpointing": True},
-    "model.lora.rank=16": {"model.lora.rank": 16, "model.lora.quantize": None},
-    "model.lora.rank=16 model.lora.quantize=nf4": {"model.lora.rank": 16, "model.lora.quantize": "nf4"},
-}
+KEPT_FREE = 0.08
+"""Of a device: libraries, and what an allocator cannot use."""
 
 
 @dataclass(frozen=True)
@@ -152,13 +150,39 @@ def report(config: DictConfig) -> str:
         lines.append(f"  {found.offloaded / size:8.2f}  in its CPU memory, of blocks (distributed.cpu_offload)")
     if found.copy:
         lines.append(f"  {found.copy / size:8.2f}  in the first process's CPU memory while a checkpoint is written")
-    lines += ["", f"{f'{unit} a process':<52}{'replicas':>10}{'sharded':>10}"]
-    for name, changes in ALTERNATIVES.items():
+    lines += ["", f"{f'{unit} a process':<{WIDTH}}{'replicas':>10}{'sharded':>10}"]
+    for name, changes in _alternatives(config).items():
         cells = [_cell(_changed(config, kind, changes), size) for kind in ("ddp", "fsdp")]
-        lines.append(f"{name:<52}" + "".join(f"{cell:>10}" for cell in cells))
-    fits = next((card for card in SIZES if found.total < 0.92 * card * 2**30), None)
-    lines += ["", f"It fits {fits} GiB." if fits else f"It does not fit {SIZES[-1]} GiB: see what could be chosen."]
+        lines.append(f"{name:<{WIDTH}}" + "".join(f"{cell:>10}" for cell in cells))
+    sizes = ", ".join(map(str, SIZES[:-1])) + f" and {SIZES[-1]} GiB"
+    fits = next((card for card in SIZES if found.total < (1 - KEPT_FREE) * card * 2**30), None)
+    room = f"{fits} GiB is the smallest of {sizes} with room for it" if fits else f"None of {sizes} has room for it"
+    lines += [
+        "",
+        f"{room}, {100 * KEPT_FREE:.0f} % left free." + ("" if fits else " The table has what could be chosen."),
+    ]
     return "\n".join(lines)
+
+
+def _alternatives(config: DictConfig) -> dict[str, dict[str, object]]:
+    """What else could be chosen, each by itself: as it is written, and its settings. What is chosen is left out."""
+    model = config.model
+    found: dict[str, dict[str, object]] = {"as it is": {}}
+    if model.policy_dtype == "float32":
+        low = {"model.policy_dtype": "bfloat16", "model.reference_dtype": "bfloat16"}
+        found[" ".join(f"{key}={value}" for key, value in low.items())] = low  # type: ignore[assignment]
+    single: list[tuple[str, object]] = [
+        ("model.tokens_per_microbatch", model.tokens_per_microbatch // 2),
+        ("model.activation_checkpointing", True),
+        ("distributed.cpu_offload", True),
+    ]
+    for key, value in single:
+        if OmegaConf.select(config, key) != value:
+            found[f"{key}={str(value).lower()}"] = {key: value}
+    for quantize in (None, "nf4"):
+        name = "model.lora.rank=16" + (f" model.lora.quantize={quantize}" if quantize else "")
+        found[name] = {"model.lora.rank": 16, "model.lora.quantize": quantize}
+    return found
 
 
 def _cell(config: DictConfig, size: int) -> str:
@@ -167,12 +191,12 @@ def _cell(config: DictConfig, size: int) -> str:
         check_settings(config, "train.py")
     except ValueError:
         return "-"
+    if config.distributed.name == "ddp" and config.distributed.get("cpu_offload", False):
+        return "-"  # replicas keep everything where it is
     return f"{estimate(config).total / size:.1f}"
 
 
 def _changed(config: DictConfig, kind: str, changes: dict[str, object]) -> DictConfig:
-    from omegaconf import OmegaConf
-
     changed = copy.deepcopy(config)
     for key, value in {"distributed.name": kind, **changes}.items():
         OmegaConf.update(changed, key, value)

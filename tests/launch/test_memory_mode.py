@@ -3,7 +3,7 @@
 import pytest
 
 from launch.compose import compose
-from launch.memory import estimate, report
+from launch.memory import WIDTH, estimate, report
 from launch.train import run
 
 LLAMA = ["model=llama7b", "loss=dpo", "datasets=[hh]", "mode=memory"]
@@ -69,7 +69,7 @@ def test_what_is_offloaded_is_not_on_the_device():
 def cells(*settings: str) -> dict[str, list[str]]:
     """What the table of alternatives says for replicas and for shards, by row."""
     table = report(compose([*LLAMA, "distributed.processes=8", *settings])).split("sharded\n")[1]
-    return {line[:52].strip(): line[52:].split() for line in table.splitlines() if line[52:].strip()}
+    return {line[:WIDTH].strip(): line[WIDTH:].split() for line in table.split("\n\n")[0].splitlines()}
 
 
 def test_what_is_refused_is_not_offered():
@@ -80,12 +80,21 @@ def test_what_is_refused_is_not_offered():
     """
     whole, low, lower = "as it is", "model.lora.rank=16", "model.lora.rank=16 model.lora.quantize=nf4"
     plain, recomputed = cells(), "model.activation_checkpointing=true"
-    assert list(plain) == [whole, recomputed, low, lower]
-    assert [one for row in plain.values() for one in row].count("-") == 1 and plain[lower][1] == "-"
+    half, offload = "model.tokens_per_microbatch=2048", "distributed.cpu_offload=true"
+    rounded = "model.policy_dtype=bfloat16 model.reference_dtype=bfloat16"
+    assert list(plain) == [whole, rounded, half, recomputed, offload, low, lower]
+    assert [one for row in plain.values() for one in row].count("-") == 2 and plain[lower][1] == plain[offload][
+        0
+    ] == "-"
     quantized = cells("model.lora.rank=16", "model.lora.quantize=nf4")
     assert quantized[whole] == quantized[lower] == plain[lower] and quantized[recomputed][1] == "-"
     assert quantized[low] == plain[low], "the adapter alone"
     assert {row[1] for row in cells("optimizer=AdamW8bit").values()} == {"-"}
+    changed = {rounded: rounded.split(), half: [half], recomputed: [recomputed], offload: ["distributed=fsdp", offload]}
+    assert all(plain[row][1] == cells(*settings)[whole][1] for row, settings in changed.items()), "what the row says"
+    assert not changed.keys() & cells(*(one for some in changed.values() for one in some if one != half)).keys() - {
+        half
+    }
     assert cells("model.compile=true") == plain | {lower: ["-", "-"]}
     follows = cells("loss.sync_reference=true")
     assert follows[low] == follows[lower] == ["-", "-"] and follows[whole] == plain[whole]
@@ -95,7 +104,11 @@ def test_a_small_model_is_in_a_small_unit():
     """Prevents a table of zeros."""
     text = report(compose(["model=tiny", "loss=dpo", "mode=memory"]))
     assert text.startswith("tiny, loss=dpo, 1 x distributed=ddp: MiB a process") and "\nMiB a process" in text
-    assert " 0.00 " not in text and " 0.0 " not in text and "It fits 24 GiB." in text
+    assert (
+        " 0.00 " not in text
+        and " 0.0 " not in text
+        and "24 GiB is the smallest of 24, 40 and 80 GiB with room for it, 8 % left free." in text
+    )
 
 
 def test_it_is_printed_and_nothing_is_made(tmp_path, capsys):
@@ -103,6 +116,6 @@ def test_it_is_printed_and_nothing_is_made(tmp_path, capsys):
     run(compose([*LLAMA, "distributed=fsdp", "distributed.processes=8", f"cache_dir={tmp_path}/cache"]))
     printed = capsys.readouterr().out
     assert printed.startswith("llama7b, loss=dpo, 8 x distributed=fsdp: GiB a process")
-    assert "state of AdamW" in printed and "It fits 80 GiB." in printed and not (tmp_path / "cache").exists()
+    assert "state of AdamW" in printed and "80 GiB is the smallest of" in printed and not (tmp_path / "cache").exists()
     assert "model.lora.rank=16" in report(compose(LLAMA))
-    assert "does not fit 80 GiB" in report(compose(LLAMA))
+    assert "None of 24, 40 and 80 GiB has room for it" in report(compose(LLAMA))
