@@ -36,6 +36,7 @@ SCENARIO: dict[str, tuple[tuple[type, ...], Any]] = {
 NULLABLE: dict[str, tuple[type, ...]] = {
     "generation.every": (int,),
     "generation.prefix": (str,),
+    "generation.before": (str,),
     "kl.reference": (str,),
     "kl.base_url": (str,),
     "kl.every": (int,),
