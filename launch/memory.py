@@ -169,8 +169,8 @@ def _alternatives(config: DictConfig) -> dict[str, dict[str, object]]:
     model = config.model
     found: dict[str, dict[str, object]] = {"as it is": {}}
     if model.policy_dtype == "float32":
-        low = {"model.policy_dtype": "bfloat16", "model.reference_dtype": "bfloat16"}
-        found[" ".join(f"{key}={value}" for key, value in low.items())] = low  # type: ignore[assignment]
+        low: dict[str, object] = {"model.policy_dtype": "bfloat16", "model.reference_dtype": "bfloat16"}
+        found[" ".join(f"{key}={value}" for key, value in low.items())] = low
     single: list[tuple[str, object]] = [
         ("model.tokens_per_microbatch", model.tokens_per_microbatch // 2),
         ("model.activation_checkpointing", True),
