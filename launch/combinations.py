@@ -58,6 +58,8 @@ def check_combinations(config: DictConfig, script: str) -> None:
         for key in ("path", "test_path"):
             for file in _files(options.get(key)):
                 _check_file(f"datasets.{name}.{key}", file)
+        if script == "train.py":
+            _check_held_out(name, options)
     if script == "train.py" and config.overwrite:
         _check_overwritten(config)
 
@@ -195,6 +197,17 @@ def _check_reference(config: DictConfig) -> None:
             f"{follows} and model.lora.rank do not go together: the reference would be the policy without its adapter, "
             "which never moves. Leave one of them out."
         )
+
+
+def _check_held_out(name: str, options: DictConfig) -> None:
+    """Refuses to measure on the very file that is trained on."""
+    trained_on = {Path(file).expanduser().resolve() for file in _files(options.get("path"))}
+    for file in _files(options.get("test_path")):
+        if Path(file).expanduser().resolve() in trained_on:
+            raise ValueError(
+                f"datasets.{name}.test_path={file} is trained on as well (datasets.{name}.path), so that nothing would "
+                "be held out: name another file, or leave it out, and a share of the first is held out."
+            )
 
 
 def _files(value: Any) -> list[str]:

@@ -101,6 +101,9 @@ MISTAKES = {
     "mode=sample": r"mode=sample is for eval\.py",
     # left open
     "datasets=[local]": r"must be given: add datasets\.local\.path=FILE",
+    "datasets=[local] datasets.local.path=LICENSE datasets.local.test_path=[README.md,data/../LICENSE]": (
+        r"test_path=data/\.\./LICENSE is trained on as well .* name another file, or leave it out"
+    ),
     "lr=${nothing}": r"cannot resolve an interpolation",
     # what does not fit
     "loss.use_reference_model=false": r"KTOTrainer\.loss takes reference_\w+, .*set loss\.use_reference_model=true",

@@ -45,12 +45,13 @@ MINE = ["model=tiny", "cache_dir=runs", "exp_name=mine"]
         "model.tokenizer_name_or_path=mine/LATEST",
         "resume=runs/mine/LATEST",
         "datasets.local.path=runs/mine/rows.jsonl",
-        "datasets.local.test_path=[rows.jsonl,runs/mine/rows.jsonl]",
+        "datasets.local.test_path=[others.jsonl,runs/mine/rows.jsonl]",
     ],
 )
 def test_a_run_is_not_overwritten_by_one_that_reads_it(run, override):
     """Prevents that the weights or rows of the new run are removed with the old one."""
     Path("rows.jsonl").write_text(ROW)
+    Path("others.jsonl").write_text(ROW)
     command = [*MINE, "datasets=[local]", "datasets.local.path=rows.jsonl", override]
     compose(command)
     with pytest.raises(ValueError, match=f"{override.partition('=')[0]}=.* lies in .*mine, which overwrite=true would"):
