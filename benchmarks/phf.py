@@ -2,11 +2,12 @@
 
     python -m benchmarks.phf TASK [CORPUS ...] [--folder .cache/phf] [--tokens N] [--samples N] [--jobs 2]
 
-TASK is pep8 (a small GPT from random weights; without a CORPUS on the .py files of Python's standard library and two
-packages) or pii or toxicity (finetuning of SmolLM2). A CORPUS is what mode=score reads; FILE#KEY names the key of a
-row's text, FILE#KEY#N takes N of its documents. Documents are scored, split into those to train on and those held out,
-and every objective is trained, sampled, and measured in bits per byte of the held-out ones. What is done is not done
-again, and a training that was cut off goes on. Writes the record, with the hash of each document, and the figure.
+TASK is pep8 (a small GPT from random weights; without a CORPUS on functions and classes of Python's standard library
+and of packages, which are fetched) or pii or toxicity (finetuning of SmolLM2). A CORPUS is what mode=score reads;
+FILE#KEY names the key of a row's text, FILE#KEY#N takes N of its documents. Documents are scored, split into those to
+train on and those held out, and every objective is trained, sampled, and measured in bits per byte of the held-out
+ones. What is done is not done again, and a training that was cut off goes on. Writes the record, with the hash of each
+file, and the figure.
 """
 
 from __future__ import annotations
@@ -15,16 +16,14 @@ import argparse
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
-import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from benchmarks import phf_corpus
 from benchmarks.speed import commit, machine
 from dataloaders.examples import in_test_split
 
@@ -32,8 +31,6 @@ ROOT = Path(__file__).resolve().parents[1]
 OBJECTIVES = ("mle", "filtering", "conditional", "unlikelihood", "awr", "rwr")
 COMPANIONS = ("length", "distinct-2-grams", "blank_lines", "repeated_lines", "parsable")
 """Metrics of samples by which a degenerate winner shows."""
-LARGEST = 40_000
-"""Bytes of the largest file of the default corpus: of many files a small model learns how files begin."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +66,13 @@ FINETUNING = (
 )  # fmt: skip
 DEMONSTRATIONS = {
     "pep8": Demonstration(
-        "pep8", 0.000961, 0.02, OBJECTIVES, 5_000_000, 2048,
+        "pep8", 0.000961, 0.02, OBJECTIVES, 3_000_000, 2048,
         (
             "model=gemma-1m", "datasets=[local]", "lr=5e-3", "beta2=0.95", "warmup=0.05", "model.batch_size=2",
             "model.tokens_per_microbatch=8192", "n_eval_examples=128", "task.shuffle_buffer=4096",
             "eval_every=2048", "save_every=1024", "keep_last=1", "generation.every=null", "generation.batch_size=128",
             "generation.before='\n'", "generation.scenarios.unconditional.max_new_tokens=96",
-            "generation.scenarios.functions.n_samples=2048", "generation.scenarios.functions.max_new_tokens=96",
+            "generation.scenarios.functions.n_samples=1024", "generation.scenarios.functions.max_new_tokens=96",
         ),
         {"filtering": ("loss.threshold=null", "loss.quantile=0.5"), "conditional": ("loss.drop_token_fraction=0",)},
     ),
@@ -97,23 +94,6 @@ def run(*command: str, threads: int = 1) -> None:
     """
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, check=True)
-
-
-def installed_code(folder: Path) -> list[str]:
-    """A folder with copies of .py files that are here: Python's standard library, and two packages that torch needs."""
-    code = folder / "code"
-    if not code.is_dir():
-        packages = (find_spec(name) for name in ("sympy", "mpmath"))
-        places = [Path(one.origin).parent for one in packages if one and one.origin]
-        for place in (Path(sysconfig.get_path("stdlib")), *places):
-            for file in sorted(place.rglob("*.py")):
-                path = file.relative_to(place)
-                if file.stat().st_size <= LARGEST and "-packages" not in str(path):
-                    copy = folder / "copying" / place.name / path
-                    copy.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(file, copy)
-        (folder / "copying").rename(code)
-    return [str(code)]
 
 
 def scored(corpora: list[str], scorer: str, folder: Path) -> list[tuple[str, list[str]]]:
@@ -138,7 +118,7 @@ def split(corpora: list[tuple[str, list[str]]], fraction: float, folder: Path) -
     lines: tuple[list[str], list[str]] = ([], [])
     for _, some in corpora:
         for line in some:
-            lines[in_test_split(json.loads(line)["source"], fraction)].append(line)
+            lines[in_test_split(phf_corpus.file_of(json.loads(line)["source"]), fraction)].append(line)
     paths = folder / "train.jsonl", folder / "held-out.jsonl"
     for path, chosen in zip(paths, lines, strict=True):
         chosen.sort(key=lambda line: hashlib.sha256(line.encode("utf-8", "surrogatepass")).digest())
@@ -147,13 +127,16 @@ def split(corpora: list[tuple[str, list[str]]], fraction: float, folder: Path) -
 
 
 def listing(path: Path) -> list[list[Any]]:
-    """[beginning of the text's sha256, characters] of every document of a file."""
-    rows = []
+    """[beginning of a sha256 of its documents' texts, documents, characters] of every file that documents are from."""
+    files: dict[str, list[str]] = {}
     with open(path, encoding="utf-8", errors="surrogatepass", newline="\n") as opened:
         for line in opened:
-            text = json.loads(line)["text"]
-            digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-            rows.append([digest[:16], len(text)])
+            document = json.loads(line)
+            files.setdefault(phf_corpus.file_of(document["source"]), []).append(document["text"])
+    rows = []
+    for _, texts in sorted(files.items()):
+        digest = hashlib.sha256("".join(sorted(texts)).encode("utf-8", "surrogatepass")).hexdigest()
+        rows.append([digest[:16], len(texts), sum(map(len, texts))])
     return rows
 
 
@@ -236,7 +219,7 @@ def main() -> None:
     parser.add_argument("corpus", nargs="*", help="what mode=score reads, FILE#KEY or FILE#KEY#N")
     parser.add_argument("--folder", help="of documents and runs (.cache/phf/TASK)")
     parser.add_argument(
-        "--tokens", type=int, help="that each objective is trained on (pep8: 5 million, others: 60,000)"
+        "--tokens", type=int, help="that each objective is trained on (pep8: 3 million, others: 60,000)"
     )
     parser.add_argument("--samples", type=int, help="of each objective (pep8: 2,048, others: 512)")
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, help="mle among them")
@@ -254,7 +237,7 @@ def main() -> None:
     objectives = ["mle", *(one for one in OBJECTIVES if one in chosen and one != "mle")]
     folder = Path(options.folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    corpora = scored(options.corpus or installed_code(folder), demonstration.scorer, folder)
+    corpora = scored(options.corpus or [str(phf_corpus.write(folder))], demonstration.scorer, folder)
     documents, held_out = split(corpora, demonstration.test_fraction, folder)
     with ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(lambda one: trained(one, documents, held_out, options), objectives))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from models.generation.scenarios import Scenario
+    from models.generation.scenarios import Drawing, Scenario
     from scorers.scorer import Scorer
     from trainers.generation import Generation
     from trainers.loop import Evaluation
@@ -51,16 +51,10 @@ def build_evaluations(config: DictConfig, tokenizer: PreTrainedTokenizerBase, de
 
 def build_generation(config: DictConfig, tokenizer: PreTrainedTokenizerBase) -> Generation:
     """The scenarios, their scorer and metrics; everything that the tokenizer decides is checked."""
-    from models.generation.scenarios import Drawing
-    from models.plain_text import banned_ids
     from trainers.generation import Generation
 
     section = config.generation
-    drawing = Drawing(
-        tokenizer, section.batch_size, section.seed,
-        tuple(banned_ids(tokenizer, banned_of(config), "generation.banned_tokens")), config.model.max_length,
-        before_ids(tokenizer, config),
-    )  # fmt: skip
+    drawing = drawing_of(config, tokenizer, section.seed)
     scenarios = [_scenario(config, tokenizer, name, some) for name, some in scenarios_of(section).items()]
     for scenario in scenarios:
         drawing.prompts(scenario)  # refuses those that do not fit
@@ -68,6 +62,26 @@ def build_generation(config: DictConfig, tokenizer: PreTrainedTokenizerBase) -> 
     for scenario in scenarios:
         _check_threshold(scenario, scorer)
     return Generation(scenarios, drawing, scorer, [str(one) for one in section.metrics], section.every)
+
+
+def drawing_of(config: DictConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> Drawing:
+    """How samples are drawn: what is banned, what stands before them.
+
+    A segment that the model would begin with the token of bad text begins with that of good text. Were the first merely
+    banned, its probability would go to all else that can follow a segment, such as the end of the text.
+
+    Raises:
+        ValueError: a banned token that is none of the tokenizer's.
+    """
+    from models.generation.scenarios import Drawing
+    from models.plain_text import banned_ids
+
+    banned = banned_ids(tokenizer, banned_of(config), "generation.banned_tokens")
+    good, *bad = tokenizer.convert_tokens_to_ids(control_tokens(config)) or [None]
+    return Drawing(
+        tokenizer, config.generation.batch_size, seed, tuple(banned), config.model.max_length,
+        before_ids(tokenizer, config), tuple((one, good) for one in bad if good not in banned),
+    )  # fmt: skip
 
 
 def prefix_of(config: DictConfig) -> str | None:

@@ -24,14 +24,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from launch import build
 from launch.completions import PREFIX, Completions
-from launch.generation import banned_of, before_ids, build_scorer, prefix_of, read_texts, weights_of
+from launch.generation import build_scorer, drawing_of, prefix_of, read_texts, weights_of
 from scorers.printable import printable
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from models.generation.scenarios import Drawing
     from scorers.scorer import Scorer
     from trainers.generation import Generation
 
@@ -339,15 +338,11 @@ def search(config: DictConfig, folder: Path, saved: str | None) -> Path | None:
 
 
 def _generation(config: DictConfig, tokenizer: Any, scorer: Scorer, first: Sequence[str]) -> Generation:
-    from models.generation.scenarios import Drawing, Scenario
-    from models.plain_text import banned_ids, prefix_ids
+    from models.generation.scenarios import Scenario
+    from models.plain_text import prefix_ids
     from trainers.generation import Generation
 
-    options, section = config.red_team, config.generation
-    banned = tuple(banned_ids(tokenizer, banned_of(config), "generation.banned_tokens"))
-    drawing: Drawing = Drawing(
-        tokenizer, section.batch_size, options.seed, banned, config.model.max_length, before_ids(tokenizer, config)
-    )
+    options, drawing = config.red_team, drawing_of(config, tokenizer, config.red_team.seed)
     scenario = Scenario(
         "candidates", len(first), options.continuation_tokens, tuple(first), prefix_of(config),
         prefix_ids(tokenizer, prefix_of(config), "generation.prefix"), options.continuation_min_tokens,

@@ -22,7 +22,7 @@ DEFAULT_IGNORE = ("E121", "E123", "E126", "E226", "E24", "E704", "W503", "W504")
 """pycodestyle's own default, written out: it holds whatever version is installed."""
 OF_THE_END = ("W292", "W391")
 """No newline, or a blank line, at the end of the file. Where a sample was cut they say nothing of its code."""
-_RULES = 2  # of this module; in the identity
+_RULES = 3  # of this module; in the identity
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,10 @@ class CheckedCode:
 
 
 class PEP8Scorer(Scorer):
-    """Violations of PEP 8 a character, of the lines that could be checked. Segments are lines.
+    """Violations of PEP 8 a character, of the lines that could be checked.
+
+    Segments are lines, each with the blank ones behind it, which have no style by themselves: were they segments, text
+    that is to have no bad ones would have more of them.
 
     A text may be a sample that was cut anywhere. So a last line without a line end is not scored, nor is a statement
     that is still open at the end (a bracket, a string, a `def` without a body), and W292 and W391, which are about a
@@ -117,12 +120,16 @@ class PEP8Scorer(Scorer):
         if flaw is not None:
             return unscored(text, flaw)
         code = self.check(text)
-        counts = [None] * len(code.ends) if code.violations is None else code.violations
+        counts = [] if code.violations is None else code.violations
         starts = [0, *code.ends[:-1]]
-        segments = [
-            Segment(start, end, None if count is None else count / (end - start))
-            for start, end, count in itertools.zip_longest(starts, code.ends, counts)
-        ]
+        segments: list[Segment] = []
+        found: int | None = None  # violations of the last segment so far
+        for start, end, count in itertools.zip_longest(starts, code.ends, counts):
+            if segments and (count is None) == (found is None) and not text[start:end].strip():
+                start = segments.pop().start
+                count = None if count is None or found is None else found + count
+            segments.append(Segment(start, end, None if count is None else count / (end - start)))
+            found = count
         return ScoredText(tuple(segments), code.flaw)
 
     def check(self, text: str, strict: bool = True) -> CheckedCode:

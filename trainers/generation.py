@@ -221,7 +221,8 @@ class Generation:
             "examples": examples,
             "settings": settings
             | {"seed": self.drawing.seed, "banned_ids": list(self.drawing.banned_ids)}
-            | ({"before_ids": list(self.drawing.before_ids)} if self.drawing.before_ids else {}),
+            | ({"before_ids": list(self.drawing.before_ids)} if self.drawing.before_ids else {})
+            | ({"replaced_ids": [[*pair] for pair in self.drawing.replaced_ids]} if self.drawing.replaced_ids else {}),
             "scorer": None if self.scorer is None else self.scorer.identity,
             "direction": None if self.scorer is None else self.scorer.direction,
             "notes": [] if self.scorer is None else list(self.scorer.notes),

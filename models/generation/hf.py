@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,6 +69,25 @@ class _Ended(StoppingCriteria):
         return full.to(input_ids.device)
 
 
+class Replaced(LogitsProcessor):
+    """Writes one token wherever the model would write another.
+
+    Args:
+        replaced: tokens that are never taken, and the token that has the probability of each beside its own.
+    """
+
+    def __init__(self, replaced: Mapping[int, int]):
+        self.replaced = dict(replaced)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores (batch, V), of which those of the replaced tokens are -inf; all others are as probable as before."""
+        scores = scores.clone()
+        for token, other in self.replaced.items():
+            scores[:, other] = torch.logaddexp(scores[:, other], scores[:, token])
+            scores[:, token] = -torch.inf
+        return scores
+
+
 class Nucleus(LogitsProcessor):
     """Top-p (Holtzman et al. 2020, arXiv 1904.09751, section 3.1) at a temperature, without a sort of the vocabulary.
 
@@ -113,6 +132,7 @@ class HFGenerator:
         top_k: so many of the likeliest tokens are sampled from, before top_p; 0: all.
         min_new_tokens: a completion is not ended before it has so many.
         banned_ids: tokens that are never taken.
+        replaced_ids: tokens in whose place others are taken: token -> other.
         uncounted_ids: tokens that are no part of a text, and of max_new_tokens, as long as there are no more of them.
     """
 
@@ -131,6 +151,7 @@ class HFGenerator:
         top_k: int = 0,
         min_new_tokens: int = 0,
         banned_ids: Collection[int] = (),
+        replaced_ids: Mapping[int, int] | None = None,
         uncounted_ids: Collection[int] = (),
     ):
         self.model = model
@@ -144,12 +165,15 @@ class HFGenerator:
         self._shaping: list[LogitsProcessor] = [Nucleus(temperature, top_p)] if temperature > 0 else []
         if temperature > 0 and top_k:
             self._shaping.insert(0, TopKLogitsWarper(top_k))
+        if replaced_ids:
+            self._shaping.insert(0, Replaced(replaced_ids))
         self._settings: dict[str, object] = {
             **({"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0} if temperature > 0 else _GREEDY),
             "eos_token_id": self.stop_ids, "pad_token_id": pad_id, "use_cache": True,
         }  # fmt: skip
-        if banned_ids:
-            self._settings["suppress_tokens"] = sorted(banned_ids)
+        banned = {*banned_ids} - {*(replaced_ids or {})}  # transformers would hide those before they are replaced
+        if banned:
+            self._settings["suppress_tokens"] = sorted(banned)
         if min_new_tokens:
             self._settings["min_new_tokens"] = min_new_tokens
 

@@ -77,6 +77,7 @@ class Drawing:
         max_length: tokens of start, prefix, prompt and completion together.
         before_ids: tokens of a document that comes before each sample's own, as one does nearly everywhere in the
             blocks of pretraining, where few documents are the first.
+        replaced_ids: (token, other): of those that are banned, the ones in whose place another is sampled.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -85,6 +86,7 @@ class Drawing:
     banned_ids: tuple[int, ...]
     max_length: int
     before_ids: tuple[int, ...] = ()
+    replaced_ids: tuple[tuple[int, int], ...] = ()
 
     def head(self, scenario: Scenario) -> np.ndarray:
         """The ids (N,) before each prompt: what comes before, the start token, the prefix."""
@@ -128,7 +130,7 @@ class Drawing:
             temperature=scenario.temperature, top_p=scenario.top_p, top_k=scenario.top_k, max_length=self.max_length,
             max_new_tokens=scenario.max_new_tokens, min_new_tokens=scenario.min_new_tokens,
             batch_size=self.batch_size, seed=scenario.seed(self.seed), banned_ids=self.banned_ids,
-            uncounted_ids=control - {*self.banned_ids},
+            replaced_ids=dict(self.replaced_ids), uncounted_ids=control - {*self.banned_ids},
         )  # fmt: skip
         with plain_attention(model):
             completions = generator.generate(prompts, f"sampling {scenario.name}", part, parts)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
-from models.generation.hf import HFGenerator, Nucleus
+from models.generation.hf import HFGenerator, Nucleus, Replaced
 from tests import tiny
 
 PROMPTS = [np.arange(5, 5 + length, dtype=np.int32) for length in (7, 1, 12, 3, 9)]
@@ -150,3 +150,18 @@ def test_banned_tokens_top_k_and_a_least_length():
     early = generator(model, temperature=0, stop_ids={stop}).generate(PROMPTS[:1])[0]
     late = generator(model, temperature=0, stop_ids={stop}, min_new_tokens=4).generate(PROMPTS[:1])[0]
     assert len(early.ids) < 2 and len(late.ids) >= 4
+
+
+def test_a_replaced_token_gives_its_probability_to_one_other():
+    """Prevents that what is banned makes all other tokens likelier, and one that is banned before it is replaced."""
+    probabilities = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1]], dtype=torch.float64)
+    found = Replaced({0: 2, 1: 2})(None, probabilities.log() + 5).softmax(dim=-1)
+    expected = torch.tensor([[0, 0, 0.6, 0.4], [0, 0, 0.9, 0.1]], dtype=torch.float64)
+    assert torch.allclose(found, expected, atol=1e-12)
+    model = tiny.tiny_model()
+    (first,) = generator(model, temperature=0, stop_ids={-1}).generate(PROMPTS[:1])
+    likeliest, other = int(first.ids[0]), (int(first.ids[0]) + 1) % 50
+    for banned in ((), (likeliest,)):
+        options = {"temperature": 0, "stop_ids": {-1}, "banned_ids": banned, "replaced_ids": {likeliest: other}}
+        (greedy,) = generator(model, **options).generate(PROMPTS[:1])
+        assert greedy.ids[0] == other and likeliest not in greedy.ids

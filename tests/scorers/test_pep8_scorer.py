@@ -62,6 +62,17 @@ def test_by_hand(scorer):
     assert document.score == pytest.approx((1 / 4 + 0 + 1 / 10) / 3) and document.flaw is None
 
 
+def test_blank_lines_belong_to_the_line_before(scorer):
+    """Prevents that good segments have more blank lines than the text has: these have no style by themselves."""
+    text = "\n\nx=1\n \n\ny = 2\n\n\n\n\nz = 3\n\n"  # E225 and W293 in 7 characters, E303 of the line after
+    segments = scorer.score_segments(text)
+    assert [text[one.start : one.end] for one in segments] == ["\n\n", "x=1\n \n\n", "y = 2\n\n\n\n\n", "z = 3\n\n"]
+    assert [one.score for one in segments] == [0.0, 2 / 7, 0.0, 1 / 7]
+    assert scorer.score([Sample("", text)]) == [3 / len(text)]
+    cut = scorer.score_segments("x=1\n\ny = (\n\n")  # a statement that the end cut off has no score
+    assert [(one.start, one.end, one.score) for one in cut] == [(0, 5, 1 / 5), (5, 12, None)]
+
+
 def test_every_violation_of_a_line_counts(scorer):
     """Prevents a report that counts each code once, as pycodestyle's own does when it prints."""
     assert scorer.check("x=1;y=2\n").violations == [4]  # E225 twice, E231 and E702
