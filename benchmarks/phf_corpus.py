@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGES = (
-    "jax==0.10.2", "flax==0.12.8", "optax==0.2.8", "dm-haiku==0.0.17", "tensor2tensor==1.15.7", "apache-beam==2.77.0",
+    "flax==0.12.8", "optax==0.2.8", "dm-haiku==0.0.17", "tensor2tensor==1.15.7", "apache-beam==2.77.0",
     "fonttools==3.44.0", "reportlab==5.1.0", "mpmath==1.3.0",
 )  # fmt: skip
-"""Beside Python's standard library, without its tests: six indented by two blanks, one by tabs, two terse."""
-FOLDERS = ("jax", "flax", "optax", "haiku", "tensor2tensor", "apache_beam", "fontTools", "reportlab", "mpmath")
+"""Beside Python's standard library, without its tests: five indented by two blanks, one by tabs, two terse."""
+FOLDERS = ("flax", "optax", "haiku", "tensor2tensor", "apache_beam", "fontTools", "reportlab", "mpmath")
 FEWEST_LINES, MOST_CHARACTERS = 3, 6000
 
 

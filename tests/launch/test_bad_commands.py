@@ -101,8 +101,8 @@ MISTAKES = {
     "mode=sample": r"mode=sample is for eval\.py",
     # left open
     "datasets=[local]": r"must be given: add datasets\.local\.path=FILE",
-    "datasets=[local] datasets.local.path=LICENSE datasets.local.test_path=[README.md,data/../LICENSE]": (
-        r"test_path=data/\.\./LICENSE is trained on as well .* name another file, or leave it out"
+    "datasets=[local] datasets.local.path=pairs.jsonl datasets.local.test_path=folder/../pairs.jsonl": (
+        r"test_path=folder/\.\./pairs\.jsonl is trained on as well .* name another file, or leave it out"
     ),
     "lr=${nothing}": r"cannot resolve an interpolation",
     # what does not fit
