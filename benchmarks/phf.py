@@ -167,6 +167,7 @@ def figures(objective: str, options: argparse.Namespace) -> dict[str, Any]:
     run_folder = Path(options.folder).resolve() / f"{options.task}_{objective}"
     alignment = json.loads((run_folder / "alignment.json").read_text(encoding="utf-8"))
     records = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    alignment["held_out"]["documents"] = Path(alignment["held_out"]["documents"]).name
     training = [record for record in records if record["split"] == "train"]
     return {
         "objective": objective, "settings": settings(objective, options),
