@@ -41,6 +41,8 @@ Overrides are key=value, with or without ++; the comments in config/ say what ea
 A mistake is reported in one line; AUREOLE_TRACEBACK=1 shows the traceback as well."""
 NOT_TAKEN_OVER = ("mode", "overwrite", "model.trust_remote_code")
 """What train.py was told to do is not what eval.py is told to do, and who trusted code is not who would run it now."""
+OF_TASKS = ("recipe.", "task.seen.")
+"""Sections of a task's YAMLs from which its keys had their values; what they say is in those keys."""
 SELECTS = ("model", "loss")
 SCORER = "scorer"
 """The config group whose choice may be another than the run's."""
@@ -199,6 +201,7 @@ def _overlay(schema: DictConfig, saved: DictConfig) -> DictConfig:
     for key, value in flatten(OmegaConf.to_container(saved, resolve=True)).items():
         if (
             key in NOT_TAKEN_OVER
+            or key.startswith(OF_TASKS)
             or key.startswith(f"{ONE_PROCESS}.")
             or (key.startswith(f"{SEVERAL}.") and key.split(".")[1] not in schema[SEVERAL])
         ):

@@ -97,6 +97,17 @@ def test_a_key_that_is_gone_is_left_out_and_named(run, capsys):
     assert capsys.readouterr().out.endswith("no longer has are left out: loss.label_smoothing\n")
 
 
+def test_what_a_task_has_chosen_is_in_its_keys(monkeypatch, tmp_path, capsys):
+    """Prevents that every command about a pretraining names keys that nobody has removed, or forgets its values."""
+    monkeypatch.chdir(tmp_path)
+    config = compose(["task=pep8", "loss=conditional", "task.phase=finetune", "model.load_from=policy.pt"])
+    Path("run").mkdir()
+    OmegaConf.save(config, "run/config.yaml", resolve=True)
+    again, _ = compose_for_eval(["--config-path=run"])
+    assert capsys.readouterr().out == ""
+    assert (again.lr, again.model.batch_size) == (8e-4, 64) and again.task.tokens_already_seen == 1649999872
+
+
 def test_a_choice_that_config_lacks_is_kept(run):
     """Prevents that a run with a loss or data set of the user's own needs --config-dir again."""
     edit(run, loss__name="mine", loss__margin=0.5, datasets__own={"function": "get_hh", "n_examples": None, "x": 1})
