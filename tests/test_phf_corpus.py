@@ -30,6 +30,8 @@ def test_definitions_stand_as_in_their_file():
     first, second = phf_corpus.definitions(CODE)
     assert first == "@cache\n@other(1)\ndef first(x):\n  return x\n"
     assert second == "class Second:\n\tx = 1\n\ty = 2\n"
+    fed = "x = 1\n\f\ndef f(x):\n    y = x\n    return y\n"
+    assert phf_corpus.definitions(fed) == ["def f(x):\n    y = x\n    return y\n"], "a form feed ends no line"
     assert phf_corpus.definitions("def f(:\n") == [] and phf_corpus.definitions("x = 1\0") == []
     assert phf_corpus.definitions("def f(x):\n    y = x\n" + "    y += 1\n" * 600) == [], "too long"
 
