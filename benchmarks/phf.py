@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import phf_corpus
+from benchmarks import phf_companions, phf_corpus
 from benchmarks.speed import commit, machine
 from dataloaders.examples import in_test_split
 
@@ -170,17 +170,18 @@ def figures(objective: str, options: argparse.Namespace) -> dict[str, Any]:
     alignment["held_out"]["documents"] = Path(alignment["held_out"]["documents"]).name
     training = [record for record in records if record["split"] == "train"]
     return {
-        "objective": objective, "settings": settings(objective, options),
+        "objective": objective, "overrides": settings(objective, options),
         "seconds_of_steps": round(sum(record["seconds/all"] for record in training)),
         "tokens": training[-1]["counters/tokens"],
         "held_out_loss": [one["loss/eval"] for one in records if one["split"] == "eval"][-1],
         **alignment,
+        **({"score_elsewhere": phf_companions.of_samples(run_folder)} if options.task == "pep8" else {}),
     }  # fmt: skip
 
 
 def beside(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each objective's figures over those of the first, which is MLE: bits per byte, and for each scenario score and
-    companions; None where MLE's is 0."""
+    companions; None where MLE's is 0. Of code also the score without blank and repeated lines."""
 
     def over(value: float, of_first: float) -> float | None:
         return value / of_first if of_first else None
@@ -188,6 +189,8 @@ def beside(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ratios: list[dict[str, Any]] = []
     for row in rows:
         ratios.append({"bits_per_byte": over(row["bits_per_byte"]["mean"], rows[0]["bits_per_byte"]["mean"])})
+        if "score_elsewhere" in row:
+            ratios[-1]["score_elsewhere"] = over(row["score_elsewhere"]["mean"], rows[0]["score_elsewhere"]["mean"])
         for scenario, first in rows[0]["scenarios"].items():
             own = row["scenarios"][scenario]
             names = [name for name in ("score", *COMPANIONS) if name in first]
@@ -249,6 +252,9 @@ def main() -> None:
         "samples": options.samples, "rows": rows, "over_mle": beside(rows),
         "trained_on": listing(documents), "held_out": listing(held_out),
     }  # fmt: skip
+    if options.task == "pep8":
+        length = round(rows[0]["scenarios"]["unconditional"]["length"]["mean"])
+        record["documents"] = phf_companions.of_documents(documents, demonstration.aligned, length)
     output = options.output or str(ROOT / "benchmarks" / f"phf-{options.task}.json")
     Path(output).write_text(json.dumps(record) + "\n", encoding="utf-8")
     runs = [str(folder / f"{options.task}_{one}") for one in objectives]

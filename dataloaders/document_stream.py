@@ -128,7 +128,7 @@ class DocumentStream:
             if corpus < len(self.corpora):
                 continue
             if of_pass == 0:
-                raise ValueError(f"no document is left to train on: {self.reasons()}.")
+                raise ValueError(f"no {self.corpora[0].split} document is left: {self.reasons()}.")
             unique = of_pass if unique is None else unique
             epoch, corpus, of_pass = epoch + 1, 0, 0
             if not endless:

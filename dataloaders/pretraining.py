@@ -300,9 +300,11 @@ class UnlikelihoodDataLoader(ScoredPretrainingDataLoader):
         return True
 
     def check(self, documents: Sequence[Document]) -> None:
-        """Refuses a threshold above or below all scores."""
+        """Refuses a threshold above or below all scores, and in soft mode scores that cannot be."""
         if self.mode == "threshold":
             refuse_threshold(self.threshold, np.concatenate([document.scores for document in documents]), "segments")
+        for document in documents:
+            self.keeps(document)
 
 
 class ConditionalPretrainingDataLoader(PretrainingDataLoader):

@@ -33,6 +33,8 @@ NAME = "config"
 SEVERAL = "datasets"
 _schemas: dict[tuple[str, ...], DictConfig] = {}
 """Of this process, by the YAMLs as they are and the choices: the jobs of a multirun have few of them."""
+_groups: dict[tuple[str, ...], tuple[dict[str, list[str]], list[str]]] = {}
+"""By the YAMLs as they are: what there is to choose in each group, and the groups of which a run needs one."""
 
 
 @contextmanager
@@ -89,16 +91,21 @@ class Composer:
         GlobalHydra.instance().clear()
         initialize_config_dir(config_dir=str(CONFIG), version_base=None, job_name="train")
         self._loader = GlobalHydra.instance().config_loader()
-        with readable_errors():
-            groups = self._options("", ObjectType.GROUP)
-            self.choices = {group: self._options(group) for group in groups}
-        defaults = OmegaConf.load(CONFIG / f"{NAME}.yaml").defaults
-        self.required = [next(iter(entry)) for entry in defaults if not isinstance(entry, str)]
-        self.required = [group for group in self.required if not group.startswith(("override ", "optional "))]
+        known = tuple(self.files)
+        if known not in _groups:
+            _groups[known] = self._read_groups()
+        self.choices, self.required = _groups[known]
         return self
 
     def __exit__(self, *exception: object) -> None:
         restore_gh_from_backup(self._outer)
+
+    def _read_groups(self) -> tuple[dict[str, list[str]], list[str]]:
+        with readable_errors():
+            choices = {group: self._options(group) for group in self._options("", ObjectType.GROUP)}
+        defaults = OmegaConf.load(CONFIG / f"{NAME}.yaml").defaults
+        groups = [next(iter(entry)) for entry in defaults if not isinstance(entry, str)]
+        return choices, [group for group in groups if not group.startswith(("override ", "optional "))]
 
     def _options(self, group: str, kind: ObjectType = ObjectType.CONFIG) -> list[str]:
         primary = NAME if self.search else None  # without a search path there is nothing in it to be read

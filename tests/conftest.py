@@ -23,6 +23,11 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
+def pytest_xdist_auto_num_workers():
+    """One process more than there are cores: tests wait for processes of theirs, for clocks and for disks."""
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     """A skipped test proves nothing, so it has to say why: `pytest.skip("why")`, `skipif(..., reason="why")`."""

@@ -50,9 +50,14 @@ def write(path: Path, count: int = 40, seed: int = 0) -> Path:
 
 
 @functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="documents-")
+
+
+@functools.cache
 def corpus_file() -> Path:
-    """The corpus of forty documents."""
-    return write(Path(tempfile.mkdtemp(prefix="documents-")) / "corpus.jsonl")
+    """The corpus of forty documents; it is there until this process ends."""
+    return write(Path(_folder().name) / "corpus.jsonl")
 
 
 def corpus(path: Path | None = None, split: str = "train", test_fraction: float = 0.2, **options: Any) -> Corpus:

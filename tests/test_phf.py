@@ -75,6 +75,10 @@ def test_conditional_is_below_mle(tmp_path, monkeypatch, capsys):
     ratios = record["over_mle"][1] | record["over_mle"][1]["unconditional"]
     assert ratios["score"] == pytest.approx(conditional["score"]["mean"] / mle["score"]["mean"])
     assert ratios["bits_per_byte"] < 1.05 and ratios["length"] == pytest.approx(6 / 5, rel=0.1), "good lines are longer"
+    assert ratios["score_elsewhere"] < 0.5, "the lines that it repeats are not where it is better"
+    assert (
+        record["documents"]["all"]["documents"] == len(record["trained_on"]) and mle["overrides"][0] == "model=gemma-1m"
+    )
     assert ratios["blank_lines"] is None, "neither writes any, and a share of nothing is no number"
     assert conditional["bits_per_byte_with_control_tokens"]["mean"] > conditional["bits_per_byte"]["mean"]
     assert len(record["trained_on"]) + len(record["held_out"]) == 120 and len(record["held_out"]) > 0

@@ -365,7 +365,16 @@ def test_soft_scores_are_shares(tmp_path):
     with pytest.raises(
         ValueError, match=r"loss.mode=soft takes scores between 0 and 1, and document 10 has one of 1.1"
     ):
-        blocks(documents.loader(UnlikelihoodDataLoader, path=path, mode="soft", threshold=None))
+        documents.loader(UnlikelihoodDataLoader, path=path, mode="soft", threshold=None)
+
+
+def test_filtering_that_leaves_nothing_to_evaluate_on_says_so(tmp_path):
+    """Prevents a message about training where the test documents are what is all above the threshold."""
+    path = write(tmp_path / "rows.jsonl", *[{"text": f"doc {n}", "scores": [0.9]} for n in range(20)])
+    test = documents.corpus(path, "test", test_fraction=0.5)
+    loader = FilteredPretrainingDataLoader([test], byte_tokenizer(), block_size=48, threshold=0.4)
+    with pytest.raises(ValueError, match=r"no test document is left: made: \d+ documents read, 0 used"):
+        loader.fixed_rows(None)
 
 
 def test_documents_without_scores_are_refused(tmp_path):
