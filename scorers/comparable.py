@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from scorers.samples import Samples, choose_prompts, prompt_text, read_samples
+from scorers.samples import Samples, choose_prompts, finish_reason, prompt_text, read_samples
 
 Keys = tuple[str, str, str]
 """Of the responses of candidate and baseline, and of the prompt."""
@@ -43,7 +43,7 @@ def read_comparable(
 
 
 def _with_baseline(samples: Samples, path: str, baseline: Samples, keys: tuple[str, str], history_key: str) -> Samples:
-    """Samples with the responses that another file has to their prompts.
+    """Samples with the responses that another file has to their prompts, and why these ended.
 
     Args:
         path: of the samples, for messages.
@@ -53,16 +53,17 @@ def _with_baseline(samples: Samples, path: str, baseline: Samples, keys: tuple[s
         ValueError: when it lacks a prompt.
     """
     key, name = keys
-    responses: dict[str, str] = {}
+    responses: dict[str, dict[str, str | None]] = {}
     for row in baseline.rows:
-        responses.setdefault(prompt_text(row[history_key]), row[key])
+        response = {name: row[key], f"{name}_finish_reason": finish_reason(row, key)}
+        responses.setdefault(prompt_text(row[history_key]), response)
     lacking = [row for row in samples.rows if prompt_text(row[history_key]) not in responses]
     if lacking:
         raise ValueError(
             f"{len(lacking)} of the {len(samples.rows)} samples of {path} have a prompt to which the baseline file "
             f"({baseline.exp_name}) has no response: sample both for the same prompts (++n_samples=null takes all)"
         )
-    rows = [{**row, name: responses[prompt_text(row[history_key])]} for row in samples.rows]
+    rows = [{**row, **responses[prompt_text(row[history_key])]} for row in samples.rows]
     return dataclasses.replace(samples, rows=rows)
 
 

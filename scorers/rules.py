@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from scorers.samples import Sample, prompt_text
+from scorers.samples import Sample, finish_reason, prompt_text
 from scorers.verdicts import BASELINE, CANDIDATE, TIE, JudgedRow
 
 
@@ -96,11 +96,6 @@ class DirectAnswer(Rule):
 
 def _is_facts(facts: Any) -> bool:
     return isinstance(facts, list) and bool(facts) and all(isinstance(fact, str) and fact.strip(" |") for fact in facts)
-
-
-def finish_reason(sample: Sample, key: str) -> str | None:
-    """Why the response under `key` ended ("stop", "length"); None where the file does not say (a person wrote it)."""
-    return sample.get("finish_reason" if key == "policy" else f"{key}_finish_reason")
 
 
 def _fact_end(text: str, fact: str) -> int | None:

@@ -133,6 +133,11 @@ def _check_types(path: str, index: int, row: Sample, response_keys: tuple[str, .
         raise ValueError(f"{path}: sample {index}: `{history_key}` must be text or a list of messages (role, content)")
 
 
+def finish_reason(sample: Sample, key: str) -> str | None:
+    """Why the response under `key` ended ("stop", "length"); None where the file does not say (a person wrote it)."""
+    return sample.get("finish_reason" if key == "policy" else f"{key}_finish_reason")
+
+
 def prompt_text(prompt: str | list[dict[str, Any]]) -> str:
     """The prompt as a judge reads it: text as it is; of messages, each one's role and content.
 

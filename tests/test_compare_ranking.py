@@ -83,6 +83,21 @@ def test_the_baseline_may_be_another_file(capsys):
     assert "another file whose responses are the baseline (-bf)" in capsys.readouterr().err
 
 
+def test_a_baseline_of_another_file_may_have_been_cut_off():
+    """Prevents a response that was cut off and counts as whole because it stands in a file of its own."""
+    for name, reasons in (("a.json", ["stop", "length", None]), ("base.json", ["length", "length", "length"])):
+        text = "Bo, I think" if name == "base.json" else "I think it is Bo"
+        rows = [
+            {"prompt": f"p{n}", "policy": text, "finish_reason": reason, "facts": ["Bo"]}
+            for n, reason in enumerate(reasons)
+        ]
+        Path(name).write_text(json.dumps({"config": {"exp_name": name}, "samples": rows}))
+    command = ["-f", "a.json", "-bf", "base.json", "-bk", "policy", "-ck", "policy", "-r", "results.jsonl"]
+    assert compare.main([*command, "--offline", "direct_answer"]) == 0
+    line = json.loads(Path("results.jsonl").read_text())
+    assert (line["candidate"]["wins"], line["ties"], line["baseline"]["wins"]) == (2, 1, 0)
+
+
 def test_the_ranking_is_drawn(capsys):
     """Prevents a plot that is promised and not there, and one that a name with a formula in it breaks."""
     files = [write("a.json", [9, 9, 3], loss={"name": "$x^$"}), write("b.json", [3, 3, 3], loss={"name": "kto"})]

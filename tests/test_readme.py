@@ -110,7 +110,7 @@ def test_sampling_evaluating_exporting_and_judging(here):
 
 def test_the_ranking_runs(here, tmp_path):
     """Prevents a ranking whose files are not where its commands look; fewer losses, rates and seeds stand for more."""
-    script = RANKING.replace("sft,dpo,ipo,kto,slic,simpo", "dpo,ipo").replace("3e-6,1e-5,3e-5", "1e-5")
+    script = RANKING.replace("sft,dpo,ipo,kto,slic,simpo", "dpo,ipo").replace("1e-6,3e-6,1e-5", "1e-5")
     script = script.replace("seed=1,2,3", "seed=1,2").replace("n_examples=128 n_eval_examples=32", "n_examples=8")
     script = script.replace("batch_size=8", "batch_size=4").replace("++max_new_tokens=64", "++max_new_tokens=4")
     local = " ".join(here[1]["model"])
