@@ -59,7 +59,8 @@ def sampled(name: str, folder: Path) -> Path:
     """The samples of a run, or of the model before training, drawn if they are not there."""
     file = folder / "samples" / f"{name}.json"
     if not file.exists():
-        of = [f"model={name}", f"cache_dir={folder}"] if name == BASELINE else [f"--config-path={folder / name}"]
+        untrained = [f"model={name}", "model.policy_dtype=float32", f"cache_dir={folder}"]
+        of = untrained if name == BASELINE else [f"--config-path={folder / name}"]
         run("eval.py", *of, *SAMPLING, f"++samples_dir={file.parent}/")
     return file
 
