@@ -119,7 +119,7 @@ def main() -> None:
     made = {
         "version": commit(), "machine": machine(), "jobs": options.jobs, "dtype": "float32",
         "judge": f"the rule direct_answer, against {BASELINE} before training", "prompts": judged[0]["total"],
-        "ranking": [line for line in ranking if line.startswith(("Ranking", "  "))],
+        "ranking": [line for line in ranking if line.startswith(("Ranking", " "))],
     }  # fmt: skip
     rows = ",\n  ".join(json.dumps(row) for row in record(files, judged, folder))
     body = json.dumps(made, indent=1).removesuffix("\n}")
