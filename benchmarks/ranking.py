@@ -92,7 +92,7 @@ def record(files: Sequence[Path], judged: Sequence[dict[str, Any]], folder: Path
 def main() -> None:
     """Does what is not done yet, and writes the record and the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", default=str(ROOT / ".cache" / "ranking"), help="of runs and samples (29 GB)")
+    parser.add_argument("--folder", default=str(ROOT / ".cache" / "ranking"), help="of runs and samples (28 GB)")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time, with a thread each (2)")
     parser.add_argument("--output", default=str(ROOT / "benchmarks" / "ranking.json"), help="the record")
     parser.add_argument("--figures", default=str(ROOT / "docs"), help="the folder of ranking.png, ranking-curves.png")
