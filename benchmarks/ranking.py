@@ -21,6 +21,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from benchmarks.speed import commit, machine
+from scorers.rules import has_facts
 
 ROOT = Path(__file__).resolve().parents[1]
 LOSSES = ("sft", "dpo", "ipo", "kto", "slic", "simpo")
@@ -65,6 +66,15 @@ def sampled(name: str, folder: Path) -> Path:
     return file
 
 
+def of_responses(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Mean words, how many responses ended by themselves, and how many hold the right fact."""
+    return {
+        "mean_words": round(sum(len(one["policy"].split()) for one in samples) / len(samples), 1),
+        "ended": sum(one["finish_reason"] == "stop" for one in samples),
+        "right": sum(has_facts(one["policy"], one["facts"]) for one in samples),
+    }
+
+
 def record(files: Sequence[Path], judged: Sequence[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     """What is recorded of each run, in the order of their samples' files.
 
@@ -76,15 +86,13 @@ def record(files: Sequence[Path], judged: Sequence[dict[str, Any]], folder: Path
     for file, line in zip(files, judged, strict=True):
         config = OmegaConf.load(folder / file.stem / "config.yaml")
         records = [json.loads(one) for one in (folder / file.stem / "metrics.jsonl").read_text().splitlines()]
+        held_out = [one["loss/eval"] for one in records if one["split"] == "eval"]
         samples = json.loads(file.read_text(encoding="utf-8"))["samples"]
-        lengths = line["candidate"]["lengths"]
         rows.append({
             "loss": config.loss.name, "lr": config.lr, "seed": config.seed,
             "win_rate": round(line["win_rate"], 2), "wins": line["candidate"]["wins"],
             "losses": line["baseline"]["wins"], "ties": line["ties"],
-            "mean_words": round(sum(lengths) / len(lengths), 1),
-            "ended": sum(one["finish_reason"] == "stop" for one in samples),
-            "loss/eval": round([one["loss/eval"] for one in records if one["split"] == "eval"][-1], 4),
+            **of_responses(samples), "loss/eval": round(held_out[-1], 4),
         })  # fmt: skip
     return rows
 
@@ -119,6 +127,7 @@ def main() -> None:
     made = {
         "version": commit(), "machine": machine(), "jobs": options.jobs, "dtype": "float32",
         "judge": f"the rule direct_answer, against {BASELINE} before training", "prompts": judged[0]["total"],
+        "before": of_responses(json.loads(baseline.read_text(encoding="utf-8"))["samples"]),
         "ranking": [line for line in ranking if line.startswith(("Ranking", " "))],
     }  # fmt: skip
     rows = ",\n  ".join(json.dumps(row) for row in record(files, judged, folder))

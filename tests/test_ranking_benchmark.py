@@ -83,6 +83,7 @@ def test_the_record_is_what_the_commands_left(tmp_path, monkeypatch, capsys):
     assert (first["win_rate"], first["wins"], first["losses"], first["ties"]) == (25, 0, 1, 1)
     assert (last["win_rate"], last["wins"], last["losses"], last["ties"]) == (75, 1, 0, 1)
     assert (first["mean_words"], last["mean_words"], last["ended"], last["loss/eval"]) == (9.5, 2.5, 1, 2.25)
+    assert last["right"] == 2 and made["before"] == {"mean_words": 5.5, "ended": 1, "right": 2}
     assert made["ranking"][0].startswith("Ranking on 2 prompts") and "loss=kto" in made["ranking"][1]
     assert len(made["ranking"]) == 3 and made["prompts"] == 2
     assert all((tmp_path / name).stat().st_size > 5000 for name in ("ranking.png", "ranking-curves.png"))
