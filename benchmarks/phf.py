@@ -15,15 +15,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks import phf_companions, phf_corpus
+from benchmarks.commands import run
 from benchmarks.speed import commit, machine
 from dataloaders.examples import in_test_split
 
@@ -84,16 +82,6 @@ DEMONSTRATIONS = {
         {name: ("loss.threshold=null", "loss.quantile=0.8") for name in ("conditional", "unlikelihood")},
     ),
 }  # fmt: skip
-
-
-def run(*command: str, threads: int = 1) -> None:
-    """One of our commands; what it prints goes through.
-
-    Raises:
-        subprocess.CalledProcessError: it failed.
-    """
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, check=True)
 
 
 def scored(corpora: list[str], scorer: str, folder: Path) -> list[tuple[str, list[str]]]:

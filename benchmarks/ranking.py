@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +17,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from benchmarks.commands import run
 from benchmarks.speed import commit, machine
 from scorers.rules import has_facts
 
@@ -36,19 +34,6 @@ SAMPLING = (
     "++mode=sample", "++n_samples=null", "++temperature=0", "++max_new_tokens=64", "++model.eval_batch_size=133",
 )  # fmt: skip
 BASELINE = "smollm2-135m"
-
-
-def run(*command: str) -> str:
-    """What one of our commands prints, with one thread; what it says of its progress goes through.
-
-    Raises:
-        subprocess.CalledProcessError: it failed.
-    """
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, text=True
-    )
-    return done.stdout
 
 
 def training(loss: str, seed: int, folder: Path) -> list[str]:
@@ -110,7 +95,7 @@ def main() -> None:
     pairs = [(loss, seed) for seed in SEEDS for loss in LOSSES]
     with ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(lambda pair: run("train.py", *training(*pair, folder)), pairs))
-        names = sorted(file.parent.name for file in folder.glob("*seed*/finished.json"))
+        names = sorted(f"{BASELINE}_{loss}_lr-{float(rate)}_seed-{seed}" for loss, seed in pairs for rate in RATES)
         baseline, *files = pool.map(lambda name: sampled(name, folder), [BASELINE, *names])
     results = folder / "ranking.jsonl"
     results.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dataloaders import pretraining
 from dataloaders.corpus import Corpus
 from dataloaders.document_stream import DocumentStream, Sharing
 from dataloaders.document_tokens import Control, DocumentTokenizer
@@ -359,13 +360,19 @@ def test_settings_that_do_not_fit_the_documents(kind, options: dict, message: st
         documents.loader(kind, **options)
 
 
-def test_soft_scores_are_shares(tmp_path):
+@pytest.mark.parametrize("looked_at", [1000, 5])
+def test_soft_scores_are_shares(tmp_path, monkeypatch, looked_at: int):
     """Prevents a negative weight: in soft mode every score is between 0 and 1, those of later documents too."""
     path = write(tmp_path / "rows.jsonl", *[{"text": f"doc {n}", "scores": [n / 10]} for n in range(20)])
-    with pytest.raises(
-        ValueError, match=r"loss.mode=soft takes scores between 0 and 1, and document 10 has one of 1.1"
-    ):
-        documents.loader(UnlikelihoodDataLoader, path=path, mode="soft", threshold=None)
+    message = r"loss.mode=soft takes scores between 0 and 1, and document 10 has one of 1.1"
+    monkeypatch.setattr(pretraining, "LOOKED_AT", looked_at)
+    if looked_at == 1000:
+        with pytest.raises(ValueError, match=message):
+            documents.loader(UnlikelihoodDataLoader, path=path, mode="soft", threshold=None)
+    else:
+        loader = documents.loader(UnlikelihoodDataLoader, path=path, mode="soft", threshold=None)
+        with pytest.raises(ValueError, match=message):
+            blocks(loader)
 
 
 def test_filtering_that_leaves_nothing_to_evaluate_on_says_so(tmp_path):
