@@ -64,13 +64,13 @@ FINETUNING = (
 )  # fmt: skip
 DEMONSTRATIONS = {
     "pep8": Demonstration(
-        "pep8", 0.000961, 0.02, OBJECTIVES, 2_500_000, 2048,
+        "pep8", 0.000961, 0.02, OBJECTIVES, 3_000_000, 2048,
         (
             "model=gemma-1m", "datasets=[local]", "lr=5e-3", "beta2=0.95", "warmup=0.05", "model.batch_size=2",
             "model.tokens_per_microbatch=8192", "n_eval_examples=128", "task.shuffle_buffer=4096",
             "eval_every=2048", "save_every=1024", "keep_last=1", "generation.every=null", "generation.batch_size=128",
             "generation.before='\n'", "generation.scenarios.unconditional.max_new_tokens=96",
-            "generation.scenarios.functions.n_samples=1024", "generation.scenarios.functions.max_new_tokens=96",
+            "generation.scenarios.functions.n_samples=2048", "generation.scenarios.functions.max_new_tokens=96",
         ),
         {"filtering": ("loss.threshold=null", "loss.quantile=0.5"), "conditional": ("loss.drop_token_fraction=0",)},
     ),
@@ -160,6 +160,7 @@ def figures(objective: str, options: argparse.Namespace) -> dict[str, Any]:
     return {
         "objective": objective, "overrides": settings(objective, options),
         "seconds_of_steps": round(sum(record["seconds/all"] for record in training)),
+        "seconds_of_samples": round(sum(record.get("generation_seconds", 0) for record in records)),
         "tokens": training[-1]["counters/tokens"],
         "held_out_loss": [one["loss/eval"] for one in records if one["split"] == "eval"][-1],
         **alignment,
@@ -211,7 +212,7 @@ def main() -> None:
     parser.add_argument("corpus", nargs="*", help="what mode=score reads, FILE#KEY or FILE#KEY#N")
     parser.add_argument("--folder", help="of documents and runs (.cache/phf/TASK)")
     parser.add_argument(
-        "--tokens", type=int, help="that each objective is trained on (pep8: 2.5 million, others: 60,000)"
+        "--tokens", type=int, help="that each objective is trained on (pep8: 3 million, others: 60,000)"
     )
     parser.add_argument("--samples", type=int, help="of each objective (pep8: 2,048, others: 512)")
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, help="mle among them")

@@ -31,8 +31,8 @@ from launch.keys import check_key, flatten
 CONFIG = ROOT / "config"
 NAME = "config"
 SEVERAL = "datasets"
-_schemas: dict[tuple[str, ...], DictConfig] = {}
-"""Of this process, by the YAMLs as they are and the choices: the jobs of a multirun have few of them."""
+_composed: dict[tuple[str, ...], DictConfig] = {}
+"""Of this process, by the YAMLs as they are and the overrides: each job of a multirun is checked, and then runs."""
 _groups: dict[tuple[str, ...], tuple[dict[str, list[str]], list[str]]] = {}
 """By the YAMLs as they are: what there is to choose in each group, and the groups of which a run needs one."""
 
@@ -127,10 +127,7 @@ class Composer:
             if self.is_choice(override) and not override.key_or_group.startswith("hydra"):
                 self._check_choice(override)
         chosen = [_line(override) for override in overrides if self.is_choice(override)]
-        known = _schemas.get((*self.files, *chosen))
-        if known is None:
-            known = _schemas[*self.files, *chosen] = self._compose(chosen, None)
-        return known.copy()
+        return self._compose(chosen, None)
 
     def check_keys(self, overrides: Sequence[Override], schema: DictConfig) -> None:
         """Refuses a value whose key is not in the schema, and what would take a key away."""
@@ -167,8 +164,11 @@ class Composer:
         return self._compose([_line(override) for override in overrides], number)
 
     def _compose(self, lines: list[str], number: int | None) -> DictConfig:
-        with readable_errors():
-            config = hydra_compose(NAME, overrides=[*lines, *self.search], return_hydra_config=True)
+        known = (*self.files, *self.search, *lines)
+        if known not in _composed:
+            with readable_errors():
+                _composed[known] = hydra_compose(NAME, overrides=[*lines, *self.search], return_hydra_config=True)
+        config = _composed[known].copy()
         if number is not None:
             with open_dict(config):
                 config.hydra.job.num = number
