@@ -35,38 +35,53 @@ class Completion:
         return "length" if self.end is None else "stop"
 
 
-class _Ended(StoppingCriteria):
-    """Moves the progress bar on for each completion of a batch that has ended.
+class _Rows(StoppingCriteria):
+    """The completions of a batch: which of them have ended, and what those have that are still being generated.
 
-    Where some tokens do not count, it also ends the completions that have as many others as they may; without such
-    tokens it stops nothing.
+    It ends those that have as many counted tokens as they may; and all of them once a quarter of the batch has ended,
+    so that the others go on in a smaller one.
+
+    Args:
+        room: how many counted tokens each completion may have.
+        uncounted_ids: tokens that do not count.
+        pad_id: what stands behind the end of a completion.
     """
 
-    def __init__(self, stop_ids: Sequence[int], uncounted_ids: Sequence[int], bar: Bar):
-        self.stop_ids = stop_ids
-        self.uncounted_ids = uncounted_ids
-        self.bar = bar
-        self.ended: torch.Tensor | None = None
-        self.count = 0
-        self.room: torch.Tensor | None = None
-        """(batch,) how many more counted tokens each completion may have; None where all tokens count."""
+    GOING_ON = 0.75
+    """Of a batch: with fewer of its completions the batch is made smaller."""
 
-    def begin(self, room: Sequence[int]) -> None:
-        """Before a batch."""
-        self.room = torch.tensor(room) if self.uncounted_ids else None
+    def __init__(
+        self, room: Sequence[int], stop_ids: Sequence[int], uncounted_ids: Sequence[int], pad_id: int, bar: Bar
+    ):
+        self.stop_ids = torch.tensor(stop_ids)
+        self.uncounted_ids = torch.tensor(uncounted_ids, dtype=torch.long)
+        self.pad_id = pad_id
+        self.bar = bar
+        self.room = torch.tensor(room)
+        self.ended = torch.zeros(len(room), dtype=torch.bool)
+        self.rows = torch.arange(len(room))
+        """The rows of the batch that are generated; the others have ended, and left."""
+        self.ids: list[torch.Tensor] = []
+        """(rows,) of each step, of all rows."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> torch.Tensor:
-        """(batch,) bool: the completions that have no room left."""
-        last = input_ids[:, -1].cpu()
-        now, full = torch.isin(last, torch.tensor(self.stop_ids)), torch.zeros(len(last), dtype=torch.bool)
-        if self.room is not None:
-            self.room -= (~torch.isin(last, torch.tensor(self.uncounted_ids))).long()
-            full = self.room <= 0
-        self.ended = now | full if self.ended is None else self.ended | now | full
-        count = int(self.ended.sum())
-        self.bar.update(count - self.count)
-        self.count = count
-        return full.to(input_ids.device)
+        """(those generated,) bool: the completions that have no room left, or all."""
+        last, before = input_ids[:, -1].cpu(), int(self.ended.sum())
+        step = torch.full_like(self.room, self.pad_id)
+        step[self.rows] = last
+        self.ids.append(step)
+        self.room[self.rows] -= (~torch.isin(last, self.uncounted_ids)).long()
+        full = self.room[self.rows] <= 0
+        self.ended[self.rows] |= torch.isin(last, self.stop_ids) | full
+        self.bar.update(int(self.ended.sum()) - before)
+        going_on = len(last) - int(self.ended[self.rows].sum())
+        return (full | (going_on < self.GOING_ON * len(last))).to(input_ids.device)
+
+    def leave(self) -> torch.Tensor:
+        """Takes those that have ended out; (those left,) which of the rows of before these are."""
+        left = torch.nonzero(~self.ended[self.rows]).flatten()
+        self.rows = self.rows[left]
+        return left
 
 
 class Replaced(LogitsProcessor):
@@ -160,6 +175,7 @@ class HFGenerator:
         self.pad_id = pad_id
         self.max_length = max_length
         self.max_new_tokens = max_new_tokens
+        self.min_new_tokens = min_new_tokens
         self.batch_size = batch_size
         self.seed = seed
         self._shaping: list[LogitsProcessor] = [Nucleus(temperature, top_p)] if temperature > 0 else []
@@ -170,12 +186,11 @@ class HFGenerator:
         self._settings: dict[str, object] = {
             **({"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0} if temperature > 0 else _GREEDY),
             "eos_token_id": self.stop_ids, "pad_token_id": pad_id, "use_cache": True,
+            "return_dict_in_generate": True,
         }  # fmt: skip
         banned = {*banned_ids} - {*(replaced_ids or {})}  # transformers would hide those before they are replaced
         if banned:
             self._settings["suppress_tokens"] = sorted(banned)
-        if min_new_tokens:
-            self._settings["min_new_tokens"] = min_new_tokens
 
     def room(self, prompt: np.ndarray) -> int:
         """How many tokens a completion of this prompt may have, those that do not count left out."""
@@ -202,31 +217,41 @@ class HFGenerator:
             for start in starts:
                 batch = order[start : start + self.batch_size]
                 torch.manual_seed(self.seed + start)
-                ended = _Ended(self.stop_ids, self.uncounted_ids, bar)
-                for index, ids in zip(batch, self._batch([prompts[index] for index in batch], ended), strict=True):
+                for index, ids in zip(batch, self._batch([prompts[index] for index in batch], bar), strict=True):
                     completions[index] = self._finish(ids, prompts[index])
-                bar.update(len(batch) - ended.count)
             bar.close()
         return [completions.get(index) for index in range(len(prompts))]
 
-    def _batch(self, prompts: Sequence[np.ndarray], ended: _Ended) -> np.ndarray:
-        width = max(map(len, prompts))
+    def _batch(self, prompts: Sequence[np.ndarray], bar: Bar) -> np.ndarray:
+        """(P, T) token ids of the completions, anything behind their ends."""
+        width, device = max(map(len, prompts)), self.model.device
         ids = torch.full((len(prompts), width), self.pad_id)
         mask = torch.zeros(len(prompts), width, dtype=torch.long)
         for row, prompt in enumerate(prompts):
             ids[row, width - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
             mask[row, width - len(prompt) :] = 1
-        ended.begin([self.room(prompt) for prompt in prompts])
-        config = GenerationConfig(**self._settings, max_new_tokens=max(map(self._longest, prompts)))
-        device = self.model.device
-        output = self.model.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            generation_config=config,
-            logits_processor=LogitsProcessorList(self._shaping),
-            stopping_criteria=StoppingCriteriaList([ended]),
-        )
-        return output[:, width:].cpu().numpy()
+        ids, mask, cache = ids.to(device), mask.to(device), None
+        rows = _Rows([self.room(prompt) for prompt in prompts], self.stop_ids, self.uncounted_ids, self.pad_id, bar)
+        longest = max(map(self._longest, prompts))
+        while len(rows.rows) and len(rows.ids) < longest:
+            done = len(rows.ids)
+            shortest = {"min_new_tokens": self.min_new_tokens - done} if self.min_new_tokens > done else {}
+            output = self.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                past_key_values=cache,
+                generation_config=GenerationConfig(**self._settings, **shortest, max_new_tokens=longest - done),
+                logits_processor=LogitsProcessorList(self._shaping),
+                stopping_criteria=StoppingCriteriaList([rows]),
+            )
+            left = rows.leave().to(device)
+            ids = output.sequences[left]
+            mask = torch.nn.functional.pad(mask[left], (0, ids.shape[1] - mask.shape[1]), value=1)
+            cache = output.past_key_values
+            if cache is not None:  # of a model that has none, the whole is read again
+                cache.reorder_cache(left)
+        bar.update(int((~rows.ended).sum()))
+        return torch.stack(rows.ids, dim=1).numpy()
 
     def _longest(self, prompt: np.ndarray) -> int:
         """Tokens of a completion of this prompt, those that do not count among them."""

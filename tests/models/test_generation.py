@@ -35,6 +35,22 @@ def test_greedy_in_a_left_padded_batch_is_greedy_alone(family: str):
         assert completion.finish_reason == "length"
 
 
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_completions_that_have_ended_leave_the_batch(family: str):
+    """Prevents work on what has ended, and a cache, a mask or an order that is wrong for those that go on."""
+    model = tiny.tiny_model(family).eval()
+    alone = [plain_greedy(model, prompt, 24) for prompt in PROMPTS]
+    stops = {alone[0][3], alone[2][10]}
+    expected = [next((ids[:n] for n, token in enumerate(ids) if token in stops), ids) for ids in alone]
+    read: list[int] = []
+    model.register_forward_pre_hook(lambda _, __, given: read.append(len(given["input_ids"])), with_kwargs=True)
+    options = {"temperature": 0, "stop_ids": stops, "max_new_tokens": 24, "batch_size": 5}
+    found = generator(model, **options).generate(PROMPTS)
+    assert [one.ids.tolist() for one in found] == expected
+    assert [one.finish_reason for one in found] == ["length" if len(ids) == 24 else "stop" for ids in expected]
+    assert read[0] == 5 and read == sorted(read, reverse=True) and read[-1] < 4
+
+
 @pytest.mark.parametrize("top_p", [0.05, 0.6, 0.95, 1.0])
 @pytest.mark.parametrize("sharpness", [0.01, 1.0, 5.0])
 def test_the_nucleus_is_that_of_transformers(top_p: float, sharpness: float):
@@ -89,7 +105,7 @@ def test_tokens_that_are_no_text_take_no_room():
     What comes is what would come anyway: a longer completion's beginning that has so many tokens of text.
     """
     model, uncounted = tiny.tiny_model(), range(1, tiny.VOCABULARY, 2)
-    options = {"temperature": 1.0, "stop_ids": {-1}, "batch_size": 5}
+    options = {"temperature": 1.0, "stop_ids": {-1}, "batch_size": 1}
     longer = generator(model, max_new_tokens=16, **options).generate(PROMPTS)
     found = generator(model, uncounted_ids=uncounted, **options).generate(PROMPTS)
     for one, other in zip(found, longer, strict=True):
