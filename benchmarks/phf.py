@@ -57,7 +57,7 @@ class Demonstration:
 
 FINETUNING = (
     "task.phase=finetune", "task.tokens_already_seen=0", "model=smollm2-135m", "model.max_length=256",
-    "model.max_prompt_length=128", "datasets=[local]", "lr=2e-4", "warmup=0.1", "model.batch_size=4",
+    "model.max_prompt_length=128", "datasets=[local]", "lr=2e-4", "warmup=0.1", "model.batch_size=1",
     "model.tokens_per_microbatch=2048", "n_eval_examples=32", "task.shuffle_buffer=1024", "eval_every=1000000",
     "save_every=64", "keep_last=1", "generation.every=null",
     "generation.batch_size=128", "generation.before='\n'", "generation.scenarios.unconditional.max_new_tokens=64",

@@ -98,12 +98,13 @@ def mean_estimate(values: Sequence[float], units: Sequence[Any] | None = None) -
 
 def expected_maximum_estimate(values: Sequence[float], size: int, units: Sequence[Any] | None = None) -> Estimate:
     """The expected maximum of `size` samples drawn without replacement from these, exactly: unbiased for that of `size`
-    independent samples.
+    independent samples where these are such, a little low where units have several.
 
     The mean over all subsets of that size (a U-statistic; Hoeffding 1948, The Annals of Mathematical Statistics 19,
     293-325): of the sorted values x_1 <= ... <= x_n, the i-th is the maximum of C(i - 1, size - 1) of the C(n, size)
     subsets. The interval is by its projection: `size` times each sample's part in it, summed over units, whose variance
-    is a mean's. Since few samples decide the maximum, the quantile is Student's for n / size - 1 degrees of freedom.
+    is a mean's. Since few samples decide the maximum, the quantile is Student's for n / size - 1 degrees of freedom, n
+    divided by the design effect as in `share_estimate`.
 
     Raises:
         ValueError: fewer values than `size`.
@@ -115,15 +116,19 @@ def expected_maximum_estimate(values: Sequence[float], size: int, units: Sequenc
     ordered = np.asarray(values, dtype=np.float64)[order]
     mean = float(np.diff(_all_among_first(count, size), prepend=0.0) @ ordered)
     numbers = _numbered(units, count)
-    freedom = min(count // size, int(numbers.max()) + 1) - 1
-    if freedom < 1:
+    groups = int(numbers.max()) + 1
+    if min(count // size, groups) < 2:
         return Estimate(mean, None, None, count)
     others = _all_among_first(count, size - 1)
     above = np.diff(others, prepend=0.0) * ordered
     with_sample = ordered * others + above.sum() - above.cumsum()  # the expected maximum of a subset that has it
-    parts = np.bincount(numbers[order], weights=size * (with_sample - with_sample.mean()) / count)
-    error = math.sqrt((parts**2).sum() * len(parts) / (len(parts) - 1))
-    half = student_quantile(freedom) * error
+    parts = size * (with_sample - with_sample.mean()) / count
+    of_samples, of_units = (
+        (some**2).sum() * len(some) / (len(some) - 1) for some in (parts, np.bincount(numbers[order], weights=parts))
+    )
+    alike = max(1.0, of_units / of_samples) if of_samples > 0 else 1.0
+    freedom = max(1, min(int(count / alike) // size, groups) - 1)
+    half = student_quantile(freedom) * math.sqrt(of_units)
     return Estimate(mean, mean - half, mean + half, count)
 
 
@@ -136,7 +141,10 @@ def _all_among_first(count: int, size: int) -> np.ndarray:
 
 
 def student_quantile(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t: exact for 1 and 2, else to 0.01 (Abramowitz and Stegun 26.7.5)."""
+    """The 97.5 % quantile of Student's t: exact for 1 and 2, 0.024 low for 3, else to 0.01.
+
+    By the expansion 26.7.5 of Abramowitz and Stegun.
+    """
     if freedom <= 2:
         return {1: 12.7062, 2: 4.30265}[freedom]
     z = Z95

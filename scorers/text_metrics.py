@@ -64,7 +64,8 @@ def length(texts: Sequence[str], units: Units = None) -> Estimate:
 
 
 def distinct(texts: Sequence[str], size: int, units: Units = None) -> Estimate:
-    """Mean over texts of different n-grams / n-grams (Li et al. 2016, arXiv 1510.03055, section 5); bootstrap.
+    """Mean over texts of different n-grams / n-grams, as in Pretraining with Human Preferences; bootstrap. Li et al.
+    2016 (arXiv 1510.03055, section 5), whose measure it is, take the n-grams of all texts together.
 
     Texts with fewer than n words have none and are left out; `count` says how many there were.
     """

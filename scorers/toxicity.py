@@ -38,7 +38,7 @@ class ToxicityScorer(Scorer):
     Args:
         checkpoint: original, unbiased or multilingual, which are downloaded once, or a file: a dict of `state_dict` and
             `config`, with `config["arch"]["args"]` naming `model_name`, `model_type` and `num_classes`, and
-            `config["dataset"]["args"]["classes"]` the labels.
+            `config["dataset"]["args"]["classes"]` the labels of the first outputs, of which a model may have more.
         label: which of the model's labels is the score.
         base: a folder with the config.json and the tokenizer of the architecture; None: what the checkpoint names as
             model_type, of the hub.
@@ -74,7 +74,7 @@ class ToxicityScorer(Scorer):
         self._label = labels.index(label)
         base = base or arch["model_type"]
         try:
-            config = transformers.AutoConfig.from_pretrained(base, num_labels=len(labels))
+            config = transformers.AutoConfig.from_pretrained(base, num_labels=int(arch["num_classes"]))
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(base)
         except (OSError, ValueError) as error:
             raise ValueError(
@@ -156,14 +156,14 @@ def _described(contents: Any, checkpoint: str) -> tuple[Mapping[str, Any], list[
         arch = contents["config"]["arch"]["args"]
         labels = [RENAMED.get(one, one) for one in contents["config"]["dataset"]["args"]["classes"]]
         known = arch["model_name"] in ARCHITECTURES
-        complete = isinstance(arch["model_type"], str) and int(arch["num_classes"]) == len(labels)
+        complete = isinstance(arch["model_type"], str) and int(arch["num_classes"]) >= len(labels) > 0
         complete = complete and isinstance(contents["state_dict"], Mapping)
     except (KeyError, TypeError, ValueError):
         known = complete = False
     if not complete:
         raise ValueError(
             f"scorer.checkpoint={checkpoint} is no checkpoint of Detoxify: it needs `state_dict` and `config` with the "
-            "arguments of `arch` (model_name, model_type, num_classes) and as many classes in those of `dataset`."
+            "arguments of `arch` (model_name, model_type, num_classes) and no more classes in those of `dataset`."
         )
     if not known:
         raise ValueError(f"scorer.checkpoint={checkpoint}: {arch['model_name']} is none of {', '.join(ARCHITECTURES)}.")

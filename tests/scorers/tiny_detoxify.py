@@ -18,23 +18,26 @@ WORDS = [
     ".",
 ]
 CLASSES = ["toxic", "severe_toxic", "insult"]
+OUTPUTS = 5
 
 
 def make(folder: Path, **changed: object) -> tuple[str, str]:
-    """Writes both; returns the checkpoint's path and the folder's. `changed` are other arguments of `arch`."""
+    """Writes both; returns the checkpoint's path and the folder's. `changed` are other arguments of `arch`.
+
+    It has more outputs than labels, as Detoxify's `unbiased` has: 16, of which the first 7 have a label."""
     torch.manual_seed(0)
     base = folder / "base"
     base.mkdir(parents=True)
     config = BertConfig(
         vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=32, num_labels=len(CLASSES), initializer_range=0.5,
+        max_position_embeddings=32, num_labels=OUTPUTS, initializer_range=0.5,
     )  # fmt: skip
     config.save_pretrained(base)
     (base / "vocab.txt").write_text("\n".join(WORDS))
     BertTokenizerFast(vocab=str(base / "vocab.txt")).save_pretrained(base)
     state = BertForSequenceClassification(config).state_dict()
     state["bert.embeddings.position_ids"] = torch.arange(32)  # as checkpoints of old transformers have it
-    arch = {"model_name": "BertForSequenceClassification", "model_type": "bert-base-uncased", "num_classes": 3}
+    arch = {"model_name": "BertForSequenceClassification", "model_type": "bert-base-uncased", "num_classes": OUTPUTS}
     contents = {
         "state_dict": state,
         "config": {"arch": {"args": arch | changed}, "dataset": {"args": {"classes": CLASSES}}},
