@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import sys
 from pathlib import Path
@@ -80,7 +81,10 @@ def test_conditional_is_below_mle(tmp_path, monkeypatch, capsys):
         record["documents"]["all"]["documents"] == len(record["trained_on"]) and mle["overrides"][0] == "model=gemma-1m"
     )
     assert ratios["blank_lines"] is None, "neither writes any, and a share of nothing is no number"
-    assert conditional["bits_per_byte_with_control_tokens"]["mean"] > conditional["bits_per_byte"]["mean"]
+    (samples,) = (tmp_path / "runs" / "pep8_mle" / "samples").glob("unconditional-*.jsonl")
+    worst = sorted(json.loads(line)["score"] for line in samples.read_text().splitlines())
+    subsets = sum(score * math.comb(rank, 24) for rank, score in enumerate(worst)) / math.comb(64, 25)
+    assert mle["scenarios"]["unconditional"]["score_max@25"]["mean"] == pytest.approx(subsets)
     assert len(record["trained_on"]) + len(record["held_out"]) == 120 and len(record["held_out"]) > 0
     assert (tmp_path / "figure.png").stat().st_size > 5000
     assert "conditional" in capsys.readouterr().out.splitlines()[-1]

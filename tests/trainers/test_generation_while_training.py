@@ -45,7 +45,7 @@ def records(folder: Path, split: str) -> list[dict]:
 
 
 def test_generation_changes_nothing_of_the_training(tmp_path, monkeypatch):
-    """Prevents samples that use up the training's random numbers, leave dropout off or on, or are not there at the end.
+    """Prevents samples that use up the training's random numbers, change its weights, or are not there at the end.
 
     Weights, optimizer and random states of all checkpoints agree to the bit with those of a run without samples.
     """
