@@ -64,7 +64,7 @@ FINETUNING = (
 )  # fmt: skip
 DEMONSTRATIONS = {
     "pep8": Demonstration(
-        "pep8", 0.000961, 0.02, OBJECTIVES, 3_000_000, 2048,
+        "pep8", 0.000961, 0.02, OBJECTIVES, 2_500_000, 2048,
         (
             "model=gemma-1m", "datasets=[local]", "lr=5e-3", "beta2=0.95", "warmup=0.05", "model.batch_size=2",
             "model.tokens_per_microbatch=8192", "n_eval_examples=128", "task.shuffle_buffer=4096",
@@ -212,7 +212,7 @@ def main() -> None:
     parser.add_argument("corpus", nargs="*", help="what mode=score reads, FILE#KEY or FILE#KEY#N")
     parser.add_argument("--folder", help="of documents and runs (.cache/phf/TASK)")
     parser.add_argument(
-        "--tokens", type=int, help="that each objective is trained on (pep8: 3 million, others: 60,000)"
+        "--tokens", type=int, help="that each objective is trained on (pep8: 2.5 million, others: 60,000)"
     )
     parser.add_argument("--samples", type=int, help="of each objective (pep8: 2,048, others: 512)")
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, help="mle among them")
