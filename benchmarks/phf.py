@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -168,22 +169,32 @@ def figures(objective: str, options: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def over(own: dict[str, Any], first: dict[str, Any]) -> dict[str, Any] | None:
+    """An estimate over another of other samples, with its 95 % interval by the delta method on their logarithms; None
+    where there is nothing to divide by."""
+    if not first["mean"]:
+        return None
+    ratio = own["mean"] / first["mean"]
+    if own is first or not ratio or own["low"] is None or first["low"] is None:
+        return {"mean": ratio, "low": None, "high": None}
+    half = math.hypot(*((one["high"] - one["low"]) / 2 / one["mean"] for one in (own, first)))
+    return {"mean": ratio, "low": ratio * math.exp(-half), "high": ratio * math.exp(half)}
+
+
 def beside(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each objective's figures over those of the first, which is MLE: bits per byte, and for each scenario score and
-    companions; None where MLE's is 0. Of code also the score without blank and repeated lines."""
-
-    def over(value: float, of_first: float) -> float | None:
-        return value / of_first if of_first else None
-
+    """Each objective's figures over those of the first, which is MLE: for each scenario score and companions, of code
+    also the score without blank and repeated lines, and bits per byte; these are of the same documents, so that no
+    interval of two means is theirs."""
     ratios: list[dict[str, Any]] = []
     for row in rows:
-        ratios.append({"bits_per_byte": over(row["bits_per_byte"]["mean"], rows[0]["bits_per_byte"]["mean"])})
+        bits = [name for name in ("bits_per_byte", "bits_per_byte_with_control_tokens") if name in row]
+        ratios.append({name: row[name]["mean"] / rows[0]["bits_per_byte"]["mean"] for name in bits})
         if "score_elsewhere" in row:
-            ratios[-1]["score_elsewhere"] = over(row["score_elsewhere"]["mean"], rows[0]["score_elsewhere"]["mean"])
+            ratios[-1]["score_elsewhere"] = over(row["score_elsewhere"], rows[0]["score_elsewhere"])
         for scenario, first in rows[0]["scenarios"].items():
             own = row["scenarios"][scenario]
             names = [name for name in ("score", *COMPANIONS) if name in first]
-            ratios[-1][scenario] = {name: over(own[name]["mean"], first[name]["mean"]) for name in names}
+            ratios[-1][scenario] = {name: over(own[name], first[name]) for name in names}
     return ratios
 
 
@@ -195,10 +206,11 @@ def table(rows: list[dict[str, Any]]) -> str:
         heads = "  ".join([*names, "bits_per_byte"])
         lines.append(f"{scenario:14}{'score':>9}  95 % interval        over {rows[0]['objective']}: {heads}")
         for row, ratio in zip(rows, beside(rows), strict=True):
-            score, over = row["scenarios"][scenario]["score"], [ratio[scenario][name] for name in names]
+            score, found = row["scenarios"][scenario]["score"], [ratio[scenario][name] for name in names]
+            values = [*(None if one is None else one["mean"] for one in found), ratio["bits_per_byte"]]
             cells = [
                 f"{'-' if value is None else format(value, '.3f'):>{len(name)}}"
-                for name, value in zip([*names, "bits_per_byte"], [*over, ratio["bits_per_byte"]], strict=True)
+                for name, value in zip([*names, "bits_per_byte"], values, strict=True)
             ]
             interval = f"{score['low']:.5f} to {score['high']:.5f}"
             lines.append(f"{row['objective']:14}{score['mean']:9.5f}  {interval}  {'':11}{'  '.join(cells)}")
