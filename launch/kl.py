@@ -39,6 +39,8 @@ CAVEAT = (
     "the two have different tokenizers and are compared on text: the policy's probability of a text is taken from one "
     "way to cut it, so the divergence is a little too high; compare it per byte"
 )
+MANY_BITS = 4.0
+"""Of a control token, above which it was not learned."""
 ENDPOINT_CAVEAT = "the endpoint does not say how likely it was to end, so ends are counted on neither side"
 
 
@@ -307,6 +309,14 @@ def _held_out(config: DictConfig, policy: Any, reader: Reader, documents: list[D
         log.warning("no document has a score of at most kl.aligned_threshold=%g", threshold)
     if held_out.with_control_tokens is not None:
         found["bits_per_byte_with_control_tokens"] = held_out.with_control_tokens.as_json()
+    if held_out.per_control_token is not None:
+        found["bits_per_control_token"] = held_out.per_control_token
+        if held_out.per_control_token > MANY_BITS:
+            log.warning(
+                "a control token costs %.1f bits, and about one where it was learned: samples will hardly heed it. New "
+                "tokens of a model that is there need many updates, each of which moves an entry by lr at most: train "
+                "longer, with a smaller model.batch_size or a higher lr.", held_out.per_control_token,
+            )  # fmt: skip
     found["held_out"] = {
         "documents": config.kl.documents, "documents_sha256": _digest(Path(config.kl.documents).expanduser()),
         "aligned_threshold": threshold, "left_out": held_out.left_out,

@@ -209,6 +209,8 @@ class HeldOut:
         aligned: of the documents whose score is at most the threshold; None without scores, or without such ones.
         with_control_tokens: with the bits of the control tokens before segments as well: at least what the
             text takes without being told any; None where nothing has such tokens before its segments.
+        per_control_token: what is more in that, in bits for each of these tokens: about one where they were learned;
+            None likewise.
         left_out: documents that are empty or hold half a surrogate pair, which no tokenizer reads.
         told: documents that were read with control tokens before their segments.
     """
@@ -216,6 +218,7 @@ class HeldOut:
     everything: Estimate
     aligned: Estimate | None
     with_control_tokens: Estimate | None
+    per_control_token: float | None
     left_out: int
     told: int
 
@@ -249,6 +252,8 @@ def bits_per_byte(
     of_text = bits(flat, reader.control)
     told = sum(not all(piece.scored.all() for piece in some) for some in pieces)
     whole = [piece._replace(scored=np.ones_like(piece.scored)) for piece in flat]
+    tokens = sum(len(piece.scored) - int(piece.scored.sum()) for piece in flat)
+    of_all = bits(whole, ()) if told else None
     good = [
         number
         for number, document in enumerate(kept)
@@ -257,7 +262,8 @@ def bits_per_byte(
     return HeldOut(
         ratio_estimate(of_text, sizes),
         ratio_estimate(of_text[good], sizes[good]) if good else None,
-        ratio_estimate(bits(whole, ()), sizes) if told else None,
+        None if of_all is None else ratio_estimate(of_all, sizes),
+        None if of_all is None else float((of_all - of_text).sum()) / tokens,
         len(documents) - len(kept),
         told,
     )

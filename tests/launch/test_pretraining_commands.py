@@ -150,6 +150,16 @@ def test_control_tokens_go_with_a_run(conditional):
     assert (distance > 2 * NOISE * rows.shape[1] ** 0.5).all(), "twice the noise that they began with"
 
 
+def test_control_tokens_that_were_hardly_learned_are_said(conditional, tmp_path, caplog):
+    """Prevents samples that heed no control token, and nobody knows why: after four updates each costs many bits."""
+    file = tmp_path / "documents.jsonl"
+    file.write_text(json.dumps({"text": "ab. cd.", "score": 0.5, "segments": [[0, 4], [4, 7]], "scores": [0.0, 1.0]}))
+    overrides = ["++mode=kl", f"++kl.documents={file}", "device=cpu"]
+    config, folder = compose_for_eval([f"--config-path={conditional}", *overrides])
+    bits = evaluate(config, folder)["bits_per_control_token"]
+    assert bits > 4 and f"a control token costs {bits:.1f} bits" in caplog.text
+
+
 def test_a_run_with_control_tokens_is_evaluated_and_exported(conditional):
     """Prevents a checkpoint that nobody can load, because its vocabulary is larger than its model's."""
     config, folder = compose_for_eval([f"--config-path={conditional}", "++mode=eval", "device=cpu"])

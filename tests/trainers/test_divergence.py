@@ -196,12 +196,13 @@ def test_documents_are_read_with_control_tokens_before_their_segments():
     assert found.everything.mean == pytest.approx(-text / math.log(2) / 2, abs=1e-5)
     whole = float(logps[0][8] + logps[1][a] + logps[2][7] + logps[3][b])
     assert found.with_control_tokens.mean == pytest.approx(-whole / math.log(2) / 2, abs=1e-5)
+    assert found.per_control_token == pytest.approx((text - whole) / math.log(2) / 2, abs=1e-5), "two in a document"
     assert (found.told, found.aligned, found.left_out) == (2, None, 0)
     without_scores = bits_per_byte(model, told, [document("ab")] * 2)
     first = next_token(model, [START, 7])[0].index_fill(0, torch.tensor(control), -torch.inf).log_softmax(-1)
     second = next_token(model, [START, 7, a])[0].index_fill(0, torch.tensor(control), -torch.inf).log_softmax(-1)
     assert without_scores.everything.mean == pytest.approx(-float(first[a] + second[b]) / math.log(2) / 2, abs=1e-5)
-    assert without_scores.told == 0 and without_scores.with_control_tokens is None
+    assert without_scores.told == 0 and without_scores.with_control_tokens is without_scores.per_control_token is None
     long = document("ab" * 60, 0.5, scores=[0.7, 0.5] * 60, ends=range(1, 121))
     assert sum(len(piece.scored) - int(piece.scored.sum()) for piece in told.pieces(long)) == 120
     assert all(len(piece.prompt) + len(piece.response) <= 64 for piece in told.pieces(long))
