@@ -64,7 +64,7 @@ FINETUNING = (
     "generation.batch_size=128", "generation.before='\n'", "generation.scenarios.unconditional.max_new_tokens=64",
 )  # fmt: skip
 """Many small steps: AdamW moves an entry of a new token's embedding by lr an update at most. With 58 of four blocks of
-256 tokens, or 234 of one, at 2e-4, a control token still cost 15 bits, and conditional's samples were MLE's."""
+256 tokens at 2e-4 a control token still cost 15 bits, with 234 of one 8, and samples were as bad as MLE's."""
 DEMONSTRATIONS = {
     "pep8": Demonstration(
         "pep8", 0.000961, 0.02, OBJECTIVES, 2_500_000, 2048,
