@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ from scorers.judge import find_endpoint
 
 PREFIX = "openai:"
 _TIMEOUT, _RETRIES = 120.0, 6
+LEAST, ROUNDING = 1e6, 1e-3
+"""No log-probability lies below -LEAST; one that rounding has lifted above 0 is not above ROUNDING."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Completions:
         except ValueError:
             raise ValueError(
                 f"{key}={named}: set {section}.base_url (or OPENAI_BASE_URL) to a URL like http://localhost:8000/v1, "
-                "and OPENAI_API_KEY to the key of an endpoint that is not on this machine."
+                "without user, password or ?query, and OPENAI_API_KEY to the key of one that is not on this machine."
             ) from None
         try:
             import openai
@@ -86,7 +88,7 @@ class Completions:
         try:
             answer = self._client.complete_text(**request)
             texts = [self._read(choice, logprobs) for choice in answer.choices]
-        except (self._openai.OpenAIError, AttributeError, TypeError, RecursionError) as error:
+        except (self._openai.OpenAIError, AttributeError, TypeError, RecursionError, json.JSONDecodeError) as error:
             raise ValueError(f"{self._config_key}: the endpoint {self.url} failed: {self._reason(error)}") from None
         if len(texts) != count:
             raise ValueError(f"{self._config_key}: the endpoint gave {len(texts)} completions in the place of {count}.")
@@ -99,6 +101,8 @@ class Completions:
     def _read(self, choice: Any, logprobs: bool) -> Text:
         if not isinstance(choice.text, str):
             raise TypeError("a completion without a text")
+        if any("\ud800" <= character <= "\udfff" for character in choice.text):
+            raise TypeError("a completion with half a character (a lone surrogate)")
         if not logprobs:
             return Text(choice.text, None, 0)
         values = getattr(choice.logprobs, "token_logprobs", None)
@@ -109,8 +113,8 @@ class Completions:
                 "so no KL can be measured from it: choose one that does."
             )
         numbers = list(values or [])
-        if not all(isinstance(one, int | float) and math.isfinite(one) for one in numbers):
-            raise ValueError(f"{self._config_key}: the endpoint gave a log-probability that is no finite number.")
+        if not all(type(one) in (int, float) and -LEAST <= one <= ROUNDING for one in numbers):
+            raise ValueError(f"{self._config_key}: the endpoint gave a log-probability that is no number of at most 0.")
         return Text(choice.text, float(sum(numbers)), len(numbers))
 
     def _reason(self, error: BaseException) -> str:

@@ -40,6 +40,11 @@ def check_documents(config: DictConfig, script: str) -> None:
                 f"loss.threshold={loss.threshold:g} and loss.quantile={loss.quantile:g} say the same in two ways: set "
                 "one of them to null."
             )
+    if {"alpha", "weight_max"} <= {*loss} and not 0 < loss.alpha < 1:
+        raise ValueError(
+            f"loss.alpha={loss.alpha:g} must be above 0 and below 1: it weighs the likelihood against the value's "
+            "error, and it needs both (loss=rwr has no value)."
+        )
     if "aligned_prefix" in loss:
         if loss.aligned_prefix == loss.misaligned_prefix:
             raise ValueError(

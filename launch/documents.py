@@ -83,23 +83,28 @@ class DocumentsFile:
     Args:
         path: of the complete file.
         identity, direction: the scorer's; lines of another one are refused.
+        anew: what was written of it before does not count.
 
     Raises:
         ValueError: another process writes this file, or its beginning is of another scorer.
     """
 
-    def __init__(self, path: Path, identity: str, direction: str):
+    def __init__(self, path: Path, identity: str, direction: str, anew: bool = False):
         self.path, self.totals = path, Totals()
         self.part = path.with_name(path.name + PART)
         self._identity, self._direction = identity, direction
         self._file = self.part.open("a+b")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _is_at(self._file.fileno(), self.part):
+                raise BlockingIOError  # its writer has just finished, and this is the file that has another name now
         except BlockingIOError:
             self._file.close()
             raise ValueError(
                 f"another process is writing {self.part}: wait for it, or choose another documents_path."
             ) from None
+        if anew:
+            self._file.truncate(0)
         self._file.seek(0)
         self._old = True
 
@@ -151,26 +156,35 @@ class DocumentsFile:
         if self._old:  # nothing was added, and what may stand behind the last chunk is none of this corpus
             self._file.truncate(self._file.tell())
         os.fsync(self._file.fileno())
-        summary = about | self.totals.summary()
-        write_atomically(summary_file(self.path), json.dumps(summary, indent=1) + "\n")
+        complete = self.part
         if self.path.suffix == ".gz":
-            temporary = self.path.with_name(self.path.name + ".tmp")
+            complete = self.path.with_name(self.path.name + ".tmp")
             with (
                 self.part.open("rb") as plain,
-                temporary.open("wb") as file,
+                complete.open("wb") as file,
                 gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed,
             ):
                 shutil.copyfileobj(plain, packed, 1 << 20)
-            os.replace(temporary, self.path)
+        summary = about | self.totals.summary() | {"file_bytes": complete.stat().st_size}
+        self.path.unlink(missing_ok=True)  # so that the new summary never stands beside the old file
+        write_atomically(summary_file(self.path), json.dumps(summary, indent=1) + "\n")
+        os.replace(complete, self.path)
+        if complete != self.part:
             self.part.unlink()
-        else:
-            os.replace(self.part, self.path)
         self._file.close()
         return summary
 
     def close(self) -> None:
         """Gives the file free; what is written stays, to be gone on with."""
         self._file.close()
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is the one under a path."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def summary_file(path: Path) -> Path:

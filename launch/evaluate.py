@@ -275,7 +275,7 @@ def write_samples(path: Path, config: DictConfig, samples: list[dict[str, Any]])
             return
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     temporary.write_text(json.dumps({"sampled_at": now, **contents}, indent=1, ensure_ascii=False), encoding="utf-8")
     os.replace(temporary, path)
 

@@ -187,6 +187,12 @@ def check_generation(config: DictConfig) -> None:
         )
     _check_kl(config)
     _check_red_team(config)
+    for section in ("kl", "red_team"):
+        if config[section].base_url is not None and {"@", "?"} & {*config[section].base_url}:
+            raise ValueError(
+                f"{section}.base_url holds a user, a password or a ?query, which would be saved with the config: leave "
+                "them out, and set OPENAI_API_KEY to the key."
+            )
 
 
 def _check_kl(config: DictConfig) -> None:

@@ -231,6 +231,8 @@ def read_documents(file: str, limit: int | None, told: bool = False) -> list[Doc
         where = f"kl.documents={file}, line {number}"
         try:
             row = json.loads(line)
+            if not isinstance(row.get("text", ""), str):
+                raise TypeError("a text that is none")
             document = read_document(number, where, row, scored=False)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError(f'{where}: every line must be {{"text": "...", ...}}.') from None
@@ -242,12 +244,19 @@ def read_documents(file: str, limit: int | None, told: bool = False) -> list[Doc
         if isinstance(document, str):  # why it is nothing to train on; its text can be measured all the same
             document = Document(number, str(row.get("text") or ""), np.zeros(0, dtype=np.int64), np.zeros(0))
         found.append(document)
+    if not any(document.text.strip() for document in found):
+        raise ValueError(f"kl.documents={file}: there is no document with text in it.")
     return found
 
 
 def _lines(path: Path) -> Iterator[str]:
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as stream:
-        yield from stream
+    try:
+        with (
+            gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as stream
+        ):
+            yield from stream
+    except (EOFError, UnicodeDecodeError, gzip.BadGzipFile) as error:
+        raise ValueError(f"kl.documents={path} cannot be read to its end as UTF-8 text: {error}.") from None
 
 
 # mode=kl -------------------------------------------------------------------------------------------------------------

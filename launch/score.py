@@ -21,7 +21,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from dataloaders.corpus_texts import CorpusText, count_texts, fingerprint, read_corpus
-from launch.documents import DocumentsFile, summary_file
+from launch.documents import PART, DocumentsFile, summary_file
 from launch.scorers import build_scorer
 from scorers.printable import printable
 from scorers.progress import Bar, progress
@@ -50,6 +50,7 @@ def run(config: DictConfig) -> dict[str, Any]:
     cache_dir = config.cache_dir if config.cache_scores else None
     scorer = build_scorer(options, cache_dir)
     path = documents_path(config)
+    _keep_corpus(Path(config.corpus).expanduser(), path)
     about = {
         "corpus": config.corpus,
         "fingerprint": fingerprint(config.corpus),
@@ -62,10 +63,8 @@ def run(config: DictConfig) -> dict[str, Any]:
         log.info("%s is complete: nothing to do", path)
         return _say(json.loads(summary_file(path).read_text(encoding="utf-8")), path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if config.overwrite:
-        path.with_name(path.name + ".part").unlink(missing_ok=True)
     processes = config.scoring_processes or _cores()
-    file = DocumentsFile(path, scorer.identity, scorer.direction)
+    file = DocumentsFile(path, scorer.identity, scorer.direction, anew=config.overwrite)
     try:
         pace = _score(config, scorer, file, processes, (options, cache_dir))
         return _say(file.finish(about | {"processes": processes} | pace), path)
@@ -90,18 +89,37 @@ def documents_path(config: DictConfig) -> Path:
     return Path("scores") / f"{name}-{scorer}.jsonl"
 
 
+def _keep_corpus(corpus: Path, path: Path) -> None:
+    """Refuses to write over what is to be scored."""
+    written = (path, path.with_name(path.name + PART), summary_file(path))
+    if corpus.exists() and corpus.resolve() in [one.resolve() for one in written]:
+        raise ValueError(
+            f"documents_path={path} would be written over the corpus, of which it has the texts alone: choose another."
+        )
+
+
 def _is_done(path: Path, about: dict[str, Any], overwrite: bool) -> bool:
     if not path.exists() or overwrite:
         return False
     summary = {}
     if summary_file(path).is_file():
-        summary = json.loads(summary_file(path).read_text(encoding="utf-8"))
+        try:
+            summary = json.loads(summary_file(path).read_text(encoding="utf-8"))
+        except ValueError:
+            summary = None
+        if not isinstance(summary, dict):
+            raise ValueError(f"{summary_file(path)} is damaged: replace it and {path.name} by overwrite=true.")
     for key in ("corpus", "fingerprint", "text_key", "scorer"):
         if summary.get(key) != about[key]:
             raise ValueError(
                 f"{path} is there, and not of this {'corpus as it is now' if key == 'fingerprint' else key}: choose "
                 "another documents_path, or replace it by overwrite=true."
             )
+    if summary.get("file_bytes", path.stat().st_size) != path.stat().st_size:
+        raise ValueError(
+            f"{path} has {path.stat().st_size} bytes and had {summary['file_bytes']} when it was complete: it "
+            "was changed or cut since. Replace it by overwrite=true, or choose another documents_path."
+        )
     return True
 
 

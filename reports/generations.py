@@ -227,7 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         scenarios = read_looks(options.run)
         page = build_page(options.run.resolve().name, scenarios)
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        temporary = options.output.with_suffix(".tmp")
+        temporary = options.output.with_name(f".{options.output.name}.{os.getpid()}.part")
         temporary.write_text(page, encoding="utf-8")
         os.replace(temporary, options.output)
     except (ValueError, OSError) as error:

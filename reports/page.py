@@ -267,7 +267,7 @@ def write_report(options: argparse.Namespace) -> str:
     outcomes = read_outcomes(options.judgments, samples)
     page = build_page(run, samples, headline, draw_curves(run), outcomes, options.about)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = options.output.with_suffix(".tmp")
+    temporary = options.output.with_name(f".{options.output.name}.{os.getpid()}.part")
     temporary.write_text(page, encoding="utf-8")
     os.replace(temporary, options.output)
     title = f"{setting(run.config, 'exp_name', 'run')}: {_title(run)}"

@@ -67,6 +67,11 @@ def find_endpoint(base_url: str | None) -> Endpoint:
     parts = urlsplit(base_url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"--base-url must look like http://localhost:8000/v1, not {base_url!r}")
+    if parts.username is not None or parts.password is not None or parts.query:
+        raise ValueError(
+            f"the URL of the judge at {parts.hostname} holds a user, a password or a ?query, which would stand in logs "
+            "and files: leave them out, and set OPENAI_API_KEY to the key"
+        )
     api_key = os.environ.get("OPENAI_API_KEY", "").strip()
     if api_key and not (api_key.isascii() and api_key.isprintable()):
         raise ValueError("OPENAI_API_KEY holds characters that no key has; set it again")

@@ -144,6 +144,10 @@ def _read(checkpoint: str) -> tuple[dict[str, Any], str]:
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of a damaged file torch raises many types
+        if type(error).__name__ == "UnpicklingError":  # torch's own words go on to advise loading it unsafely
+            raise ValueError(
+                f"scorer.checkpoint={checkpoint} is refused: loading it would execute code, or it is no checkpoint."
+            ) from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"scorer.checkpoint={checkpoint} cannot be read as plain weights: {reason}") from error
     with path.open("rb") as file:

@@ -317,6 +317,7 @@ def test_bad_input_is_named(capsys):
         ("-l", "11"): "--labels",
         ("-r", "."): "is a folder",
         ("--base-url", "localhost:8000"): "--base-url must look like http://",
+        ("--base-url", "http://me:secret@localhost:8000/v1"): "leave them out, and set OPENAI_API_KEY",
     }.items():
         assert compare.main(_arguments(server, *arguments)) == 2
         assert message in capsys.readouterr().err

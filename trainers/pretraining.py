@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 LEAST_SPREAD = 0.01
 """Of weights, as a share of their mean: below it an objective is all but mle."""
+LEAST_WEIGHT = 1e-3
+"""On average; below it there is hardly a gradient."""
 LOOKS = 5
 """Records of the training that say whether weights spread: in the first steps bad tokens may be missing."""
 
@@ -89,7 +91,12 @@ class WeighingTrainer(PretrainingTrainer):
             return metrics
         mean = sum(value for value, _ in self._spreads) / LOOKS
         deviation = math.sqrt(sum(value**2 for _, value in self._spreads) / LOOKS)
-        if deviation < LEAST_SPREAD * abs(mean):
+        if mean < LEAST_WEIGHT:
+            log.warning(
+                "in the first %d records the weights of tokens are %.2g on average, next to nothing is learned: "
+                "scores are far from what loss.beta or loss.threshold is for", LOOKS, mean,
+            )  # fmt: skip
+        elif deviation < LEAST_SPREAD * abs(mean):
             log.warning(
                 "in the first %d records the weights of tokens are %.4g on average and deviate by %.2g: with these "
                 "scores and hyperparameters loss=%s is all but loss=mle", LOOKS, mean, deviation, self.config.loss.name,

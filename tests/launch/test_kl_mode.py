@@ -102,9 +102,17 @@ def test_an_endpoint_is_the_reference(cache: Path, monkeypatch, caplog):
     texts = [file.read_text() for file in (cache / "kl").glob("*.jsonl")] + [caplog.text]
     assert not any("sk-very-secret" in text for text in texts)
 
-    silent = CompletionsServer(lambda body: [{"text": "ab", "logprobs": None}] * body["n"])
-    with silent, pytest.raises(ValueError, match="gives no log-probabilities"):
-        measured(cache, "kl.reference=openai:small", f"kl.base_url={silent.url}")
+    for text, logps, message in (
+        ("ab", None, "gives no log-probabilities"),
+        ("ab", [5.0, -1.0], "no number of at most 0"),
+        ("ab", [True, -1.0], "no number of at most 0"),
+        ("a\ud800", [-1.0, -1.0], "half a character"),
+    ):
+        wrong = CompletionsServer(
+            lambda body, one={"text": text, "logprobs": logps and {"token_logprobs": logps}}: [one] * body["n"]
+        )
+        with wrong, pytest.raises(ValueError, match=message):
+            measured(cache, "kl.reference=openai:small", f"kl.base_url={wrong.url}")
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(ValueError, match=r"kl.reference=openai:big: set kl.base_url .* OPENAI_API_KEY"):
         measured(cache, "kl.reference=openai:big", "kl.base_url=https://example.org/v1")
@@ -122,9 +130,15 @@ def test_held_out_documents(cache: Path, tmp_path):
     assert result["held_out"]["documents_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
     assert measured(cache, f"kl.documents={file}", "kl.n_documents=2")["bits_per_byte"]["n"] == 2
     wrong = tmp_path / "wrong.jsonl"
-    wrong.write_text('{"text": "a"}\n{"txt": "b"}\n')
-    with pytest.raises(ValueError, match="line 2: every line must be"):
-        measured(cache, "kl.reference=null", f"kl.documents={wrong}")
+    for contents, message in (
+        (b'{"text": "a"}\n{"txt": "b"}\n', "line 2: every line must be"),
+        (b'{"text": 5}\n', "line 1: every line must be"),
+        (b'{"text": ""}\n{"text": " "}\n', "there is no document with text in it"),
+        (b'{"text": "\xe9"}\n', "cannot be read to its end as UTF-8"),
+    ):
+        wrong.write_bytes(contents)
+        with pytest.raises(ValueError, match=message):
+            measured(cache, "kl.reference=null", f"kl.documents={wrong}")
 
 
 def test_held_out_rewards_are_refused(cache: Path, tmp_path):
@@ -145,6 +159,10 @@ def test_held_out_rewards_are_refused(cache: Path, tmp_path):
         (["kl.reference=x", "kl.max_new_tokens=99999"], "do not fit model.max_length"),
         (["kl.documents=nowhere.jsonl"], "there is no such file"),
         (["kl.reference=x", "kl.n_samples=1"], "at least 2"),
+        (
+            ["kl.reference=openai:x", "kl.base_url='http://me:secret@localhost/v1'"],
+            "leave them out, and set OPENAI_API_KEY",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_refused(overrides: list[str], message: str):

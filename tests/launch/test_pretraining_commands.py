@@ -229,6 +229,8 @@ def test_a_tokenizer_is_learned_from_the_documents(tmp_path):
 @pytest.mark.parametrize(("overrides", "message"), [
     (["loss=conditional", "loss.aligned_prefix='<|im_end|>'"], "is a token that the tokenizer has already"),
     (["loss=conditional", "loss.aligned_prefix=x", "loss.misaligned_prefix=x"], "could not tell them apart"),
+    (["loss=awr", "loss.alpha=0"], "must be above 0 and below 1"),
+    (["loss=awr", "loss.alpha=2"], "must be above 0 and below 1"),
     (["loss=conditional", "loss.threshold=0.5"], "say the same in two ways"),
     (["loss=filtering", "loss.quantile=null"], r"set loss.threshold, or loss.quantile=0.5"),
     (["loss=conditional", "model.lora.rank=2"], "an adapter does not train"),

@@ -258,15 +258,39 @@ def test_a_beginning_of_other_scores_is_refused():
         assert score(*given, *((change, *fix) if fix else ()))["documents"] == 8
 
 
-def test_two_at_once_are_refused():
+def test_two_at_once_are_refused(monkeypatch):
     """Prevents two processes that write into one file."""
-    from launch.documents import DocumentsFile
+    from launch import documents
 
     corpus = write("code.jsonl", [code(1)])
-    first = DocumentsFile(Path("out.jsonl"), "x", "higher_is_worse")
+    first = documents.DocumentsFile(Path("out.jsonl"), "x", "higher_is_worse")
     with pytest.raises(ValueError, match="another process is writing"):
-        score("scorer=pep8", f"corpus={corpus}", "scoring_processes=1", "documents_path=out.jsonl")
-    first.close()
+        score("scorer=pep8", f"corpus={corpus}", "scoring_processes=1", "documents_path=out.jsonl", "overwrite=true")
+    assert Path("out.jsonl.part").exists(), "also anew, it is the other's"
+    first.finish({})
+    lock = documents.fcntl.flock  # and one that is finished while it is opened is no longer to be written
+    monkeypatch.setattr(
+        documents.fcntl, "flock", lambda *given: Path("a.jsonl.part").rename("a.jsonl") and lock(*given)
+    )
+    with pytest.raises(ValueError, match="another process is writing"):
+        documents.DocumentsFile(Path("a.jsonl"), "x", "higher_is_worse", anew=True)
+
+
+def test_a_finished_file_that_was_cut_and_a_corpus_in_the_way():
+    """Prevents a part of a file that counts as complete, and a corpus that its own scores replace."""
+    corpus = write("code.jsonl", [code(number) for number in range(9)])
+    given = ("scorer=pep8", f"corpus={corpus}", "scoring_processes=1", "documents_path=out.jsonl")
+    score(*given)
+    Path("out.jsonl").write_bytes(b"".join(Path("out.jsonl").read_bytes().splitlines(keepends=True)[:4]))
+    with pytest.raises(ValueError, match="it was changed or cut since"):
+        score(*given)
+    Path("out.jsonl.summary.json").write_text("[]")
+    with pytest.raises(ValueError, match="is damaged"):
+        score(*given)
+    before = Path(corpus).read_bytes()
+    with pytest.raises(ValueError, match="written over the corpus"):
+        score("scorer=pep8", f"corpus={corpus}", f"documents_path={corpus}", "overwrite=true")
+    assert Path(corpus).read_bytes() == before
 
 
 def test_the_direction_goes_with_each_document(monkeypatch):

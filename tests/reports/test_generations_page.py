@@ -38,8 +38,12 @@ def test_the_page_shows_figures_and_escaped_samples(tmp_path, capsys):
     for examples, score in ((8, 0.5), (16, 0.4)):
         write_look(tmp_path / "run", examples, score)
     output = tmp_path / "out" / "page.html"
+    neighbour = output.with_suffix(".tmp")
+    neighbour.parent.mkdir()
+    neighbour.write_text("somebody's")
     assert generations.main([str(tmp_path / "run"), "--output", str(output)]) == 0
     page = output.read_text()
+    assert neighbour.read_text() == "somebody's" and len(list(output.parent.iterdir())) == 2
     assert "<script" not in page and "&lt;script&gt;" in page and "\x1b" not in page
     assert "0.3 to 0.5" in page and "0.4 to 0.6" in page and "1 samples could not be scored" in page
     assert page.count("data:image/png") == 4, "score and length, light and dark"

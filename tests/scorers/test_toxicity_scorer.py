@@ -98,7 +98,7 @@ def test_checkpoints_that_are_none(tiny, tmp_path, capsys):
         "shape": {**made, "state_dict": {**made["state_dict"], "classifier.bias": torch.zeros(7)}},
     }
     said = {
-        "evil": "plain weights",
+        "evil": "is refused: loading it would execute code",
         "other": "no checkpoint of Detoxify",
         "arch": "Foo is none of",
         "missing": "1 weights",
