@@ -178,21 +178,30 @@ def test_all_but_maximum_likelihood_is_said(kind: type, loss: str, options: dict
     assert (f"loss={loss} is all but loss=mle" in told(kind, loss, caplog, options)) is warns
 
 
-def told(kind: type, loss: str, caplog, options: dict, scores: Sequence[float] | None = None) -> str:
-    """What a training warns of, whose records are all of one step, or of the given scores of two tokens."""
+def told(
+    kind: type, loss: str, caplog, options: dict, scores: Sequence[float] | None = None, others: float = 0.0
+) -> str:
+    """What a training warns of, whose records are all of one step, or of the given scores of a token and all others."""
     trainer = tiny.trainer(kind, loss, reference_seed=None, **options)
     _, step = collected(kind, loss, **options)
     with caplog.at_level(logging.WARNING):
         for number in range(pretraining.LOOKS + 2):
             averages = Averages()
             if scores is not None:
-                step.tensors["target_token_scores"][:] = 0.0
+                step.tensors["target_token_scores"][:] = others
                 step.tensors["target_token_scores"][0] = scores[number]
             trainer._collect(step, averages)
             assert number >= pretraining.LOOKS or not caplog.text
             trainer.log(averages, {}, "train")
     assert caplog.text.count("all but") <= 1
     return caplog.text
+
+
+def test_weights_of_nothing_are_said(caplog):
+    """Prevents a day of training in which nothing is learned, because all scores are far above the temperature."""
+    scores = [1.0] * (pretraining.LOOKS + 2)
+    assert "next to nothing is learned" not in told(RWRTrainer, "rwr", caplog, {"loss__beta": 0.01}, scores)
+    assert "next to nothing is learned" in told(RWRTrainer, "rwr", caplog, {"loss__beta": 0.01}, scores, others=1.0)
 
 
 def test_bad_tokens_that_come_later_are_waited_for(caplog):
