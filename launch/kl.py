@@ -319,12 +319,12 @@ def _held_out(config: DictConfig, policy: Any, reader: Reader, documents: list[D
     if held_out.with_control_tokens is not None:
         found["bits_per_byte_with_control_tokens"] = held_out.with_control_tokens.as_json()
     if held_out.per_control_token is not None:
-        found["bits_per_control_token"] = held_out.per_control_token
-        if held_out.per_control_token > MANY_BITS:
+        found["bits_per_control_token"] = held_out.per_control_token.as_json()
+        if held_out.per_control_token.mean > MANY_BITS:
             log.warning(
                 "a control token costs %.1f bits, and about one where it was learned: samples will hardly heed it. New "
                 "tokens of a model that is there need many updates, each of which moves an entry by lr at most: train "
-                "longer, with a smaller model.batch_size or a higher lr.", held_out.per_control_token,
+                "longer, with a smaller model.batch_size or a higher lr.", held_out.per_control_token.mean,
             )  # fmt: skip
     found["held_out"] = {
         "documents": config.kl.documents, "documents_sha256": _digest(Path(config.kl.documents).expanduser()),

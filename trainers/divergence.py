@@ -218,7 +218,7 @@ class HeldOut:
     everything: Estimate
     aligned: Estimate | None
     with_control_tokens: Estimate | None
-    per_control_token: float | None
+    per_control_token: Estimate | None
     left_out: int
     told: int
 
@@ -252,7 +252,7 @@ def bits_per_byte(
     of_text = bits(flat, reader.control)
     told = sum(not all(piece.scored.all() for piece in some) for some in pieces)
     whole = [piece._replace(scored=np.ones_like(piece.scored)) for piece in flat]
-    tokens = sum(len(piece.scored) - int(piece.scored.sum()) for piece in flat)
+    tokens = np.bincount(owners, weights=[(~piece.scored).sum() for piece in flat], minlength=len(kept))
     of_all = bits(whole, ()) if told else None
     good = [
         number
@@ -263,7 +263,7 @@ def bits_per_byte(
         ratio_estimate(of_text, sizes),
         ratio_estimate(of_text[good], sizes[good]) if good else None,
         None if of_all is None else ratio_estimate(of_all, sizes),
-        None if of_all is None else float((of_all - of_text).sum()) / tokens,
+        None if of_all is None else ratio_estimate(of_all - of_text, tokens),
         len(documents) - len(kept),
         told,
     )

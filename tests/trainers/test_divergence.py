@@ -196,7 +196,9 @@ def test_documents_are_read_with_control_tokens_before_their_segments():
     assert found.everything.mean == pytest.approx(-text / math.log(2) / 2, abs=1e-5)
     whole = float(logps[0][8] + logps[1][a] + logps[2][7] + logps[3][b])
     assert found.with_control_tokens.mean == pytest.approx(-whole / math.log(2) / 2, abs=1e-5)
-    assert found.per_control_token == pytest.approx((text - whole) / math.log(2) / 2, abs=1e-5), "two in a document"
+    assert found.per_control_token.mean == pytest.approx((text - whole) / math.log(2) / 2, abs=1e-5), (
+        "two in a document"
+    )
     assert (found.told, found.aligned, found.left_out) == (2, None, 0)
     without_scores = bits_per_byte(model, told, [document("ab")] * 2)
     first = next_token(model, [START, 7])[0].index_fill(0, torch.tensor(control), -torch.inf).log_softmax(-1)
