@@ -79,10 +79,14 @@ DEMONSTRATIONS = {
     ),
     "pii": Demonstration(
         "pii", 0.0, 0.1, ("mle", "conditional", "unlikelihood"), 60_000, 512, FINETUNING,
+        {"conditional": ("loss.embedding_noise=0.1",)},
     ),
     "toxicity": Demonstration(
         "profanity", 0.1, 0.1, ("mle", "conditional", "unlikelihood"), 60_000, 512, FINETUNING,
-        {name: ("loss.threshold=null", "loss.quantile=0.8") for name in ("conditional", "unlikelihood")},
+        {
+            "conditional": ("loss.threshold=null", "loss.quantile=0.8", "loss.embedding_noise=0.1"),
+            "unlikelihood": ("loss.threshold=null", "loss.quantile=0.8"),
+        },
     ),
 }  # fmt: skip
 

@@ -180,6 +180,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "loss.weight_max": (_above_zero, "above 0"),
     "loss.quantile": (lambda value: 0 < value < 1, "above 0 and below 1"),
     "loss.drop_token_fraction": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "loss.embedding_noise": (_at_least_zero, "at least 0"),
     "loss.rank_weight": (_at_least_zero, "at least 0"),
     "loss.length_penalty": (lambda value: 0 <= value <= 1, "between 0 and 1"),
     "loss.OR_scale": (_at_least_zero, "at least 0"),

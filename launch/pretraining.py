@@ -181,4 +181,4 @@ def embed_control_tokens(config: DictConfig, model: PreTrainedModel, tokenizer: 
 
     names = control_tokens(config)
     if names:
-        embed_tokens(model, tokenizer.convert_tokens_to_ids(names), config.seed)
+        embed_tokens(model, tokenizer.convert_tokens_to_ids(names), config.loss.embedding_noise, config.seed)

@@ -8,9 +8,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-NOISE = 0.01
-"""Standard deviation of what is added to the mean."""
-
 
 def add_tokens(tokenizer: PreTrainedTokenizerBase, names: Sequence[str], key: str) -> list[int]:
     """Gives a tokenizer tokens that it has not, and returns their ids.
@@ -33,12 +30,13 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, names: Sequence[str], key: st
     return [tokenizer.convert_tokens_to_ids(name) for name in names]
 
 
-def embed_tokens(model: PreTrainedModel, ids: Sequence[int], seed: int) -> None:
-    """Gives new tokens embeddings, and rows of the head: the mean of all others and a little noise (Hewitt 2021,
-    "Initializing New Word Embeddings for Pretrained Language Models"; the noise is Korbak et al.'s 2023).
+def embed_tokens(model: PreTrainedModel, ids: Sequence[int], noise: float, seed: int) -> None:
+    """Gives new tokens embeddings, and rows of the head: the mean of all others and noise (Hewitt 2021, "Initializing
+    New Word Embeddings for Pretrained Language Models"; Korbak et al. 2023 add a normal one of 0.01).
 
     Args:
         ids: of the new tokens; the model grows until it has rows for them.
+        noise: its standard deviation.
         seed: of the noise.
     """
     import torch
@@ -54,8 +52,8 @@ def embed_tokens(model: PreTrainedModel, ids: Sequence[int], seed: int) -> None:
             if weight.is_meta:
                 continue
             mean = weight[: len(old)].float().mean(dim=0)
-            noise = NOISE * torch.randn(len(ids), weight.shape[1], generator=generator)
-            weight[list(ids)] = (mean + noise.to(weight.device)).to(weight.dtype)
+            added = noise * torch.randn(len(ids), weight.shape[1], generator=generator)
+            weight[list(ids)] = (mean + added.to(weight.device)).to(weight.dtype)
         bias = getattr(model.get_output_embeddings(), "bias", None)
         if bias is not None and not bias.is_meta:
             bias[list(ids)] = bias[: len(old)].mean()

@@ -17,7 +17,6 @@ from launch.model_checks import warn_of_other_tokens
 from launch.saved_config import compose_for_eval
 from launch.train import run as train
 from models.loading import load_model, load_tokenizer
-from models.vocabulary import NOISE
 from tests import documents
 
 PAPER = {  # lr and blocks of a step of pretraining and finetuning, then what the loss has; from the original's YAMLs
@@ -147,7 +146,7 @@ def test_control_tokens_go_with_a_run(conditional):
     rows = state["model.embed_tokens.weight"]
     assert rows.shape[0] == 261
     distance = (rows[259:] - rows[:259].mean(dim=0)).norm(dim=1)
-    assert (distance > 2 * NOISE * rows.shape[1] ** 0.5).all(), "twice the noise that they began with"
+    assert (distance > 2 * 0.01 * rows.shape[1] ** 0.5).all(), "twice the noise that they began with"
 
 
 def test_control_tokens_that_were_hardly_learned_are_said(conditional, tmp_path, caplog):
@@ -242,6 +241,7 @@ def test_a_tokenizer_is_learned_from_the_documents(tmp_path):
     (["loss=unlikelihood", "loss.mode=hard"], "must be one of threshold, soft"),
     (["loss=filtering", "loss.quantile=1.0"], "above 0 and below 1"),
     (["loss=conditional", "loss.drop_token_fraction=1"], "at least 0 and below 1"),
+    (["loss=conditional", "loss.embedding_noise=-1"], "must be at least 0"),
 ])  # fmt: skip
 def test_what_is_refused(overrides: list[str], message: str, tmp_path):
     """Prevents a training that means something else than its command says."""
