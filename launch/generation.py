@@ -224,14 +224,15 @@ def generate(config: DictConfig, folder: Path, saved: str | None) -> dict[str, A
 
     policy = build.build_saved(config, device, saved)
     check_vocabulary(policy, tokenizer)
-    results = generation.results(policy)
     examples = 0
     if saved is not None:
         examples = int(read_policy(saved)["metrics"].get("counters/examples", 0))
-    summaries = [generation.summary(result, examples) for result in results]
-    if rank() == 0:
-        for result in results:
+    summaries = []
+    for result in generation.results(policy):
+        summaries.append(generation.summary(result, examples))
+        if rank() == 0:
             log.info("%d samples: %s", len(result.samples), generation.save(result, folder, examples))
+    if rank() == 0:
         weights = weights_of(folder, saved, config.model.load_from or config.model.name_or_path)
         write_alignment(folder, label_of(config), weights, scores_of(summaries))
         print(json.dumps({one["scenario"]: one["metrics"] for one in summaries}, indent=1))

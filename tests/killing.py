@@ -64,6 +64,7 @@ def install(event: str, step: int | None, count: int, numbers: list[int]) -> Non
     import torch
 
     from models import checkpoints, reference_cache
+    from models.generation.hf import HFGenerator
     from trainers import checkpointing, metrics
     from trainers.basic import BasicTrainer
 
@@ -90,6 +91,7 @@ def install(event: str, step: int | None, count: int, numbers: list[int]) -> Non
         "step": (BasicTrainer, "step", None),  # before it
         "gradients": (BasicTrainer, "_clip", None),  # when it is half done
         "evaluate": (BasicTrainer, "_collect", None, evaluates),  # computed and not yet logged
+        "sample": (HFGenerator, "_batch", None),
         "write": (torch, "save", half_a_save),  # inside policy.pt or resume.pt
         "rename": (os, "replace", None, appears),  # a checkpoint is complete and not yet there
         "link": (checkpointing, "switch_link", None),

@@ -2,13 +2,18 @@
 
 import json
 import multiprocessing
+import os
 import re
+import subprocess
+import sys
 import time
 from multiprocessing.synchronize import Event
+from pathlib import Path
 
 import pytest
 
-from tests.test_resume import here, killed_at, train
+from tests.readme import ROOT
+from tests.test_resume import assert_same, command, here, killed_at, records, train
 from trainers.signals import stopping_at_once
 
 SHORT = ("n_examples=8", "save_every=4")
@@ -72,3 +77,62 @@ def test_what_is_removed_is_named(tmp_path, caplog):
     assert told in caplog.text and "overwrite=true" not in caplog.text
     here(tmp_path, "sft", *SHORT, "overwrite=true")
     assert "(finished, with step-12, step-8) is removed: overwrite=true" in caplog.text
+
+
+SAMPLES = [
+    "+generation.scenarios.free.n_samples=6", "+generation.scenarios.free.max_new_tokens=8",
+    "+generation.scenarios.other.n_samples=4", "+generation.scenarios.other.max_new_tokens=8",
+    "generation.batch_size=2", "generation.every=16", "keep_best=null", "save_every=null", "keep_last=1",
+]  # fmt: skip
+"""Three batches and two, after 16, 32 and 40 examples, and no checkpoint but the last."""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a run with samples that was not stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(folder, "conditional", *SAMPLES)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("event", "examples", "files"),
+    [("sample:2", 16, 0), ("sample:14", 40, 5), ("gradients@9", 40, 4)],
+    ids=["in the first samples", "in the last ones", "in the last step"],
+)
+def test_samples_do_not_keep_a_run_from_stopping(event: str, examples: int, files: int, whole: Path, tmp_path):
+    """Prevents a notice of preemption that is heeded only once all samples are drawn, and the loss of all steps since
+    the last checkpoint where the cluster does not wait so long.
+
+    The third batch of the last samples is the last one of its scenario, which is saved.
+    """
+    stopped = tmp_path / "stopped"
+    printed = train(stopped, "conditional", *SAMPLES, kill=f"{event}:SIGTERM", expect=75)
+    assert f"stopped by SIGTERM after {examples} of 40 examples" in printed
+    folder = stopped / "run"
+    assert [one.name for one in folder.glob("step-*")] == [f"step-{examples}"]
+    assert len(list(folder.glob("samples/*.jsonl"))) == files
+    if files == 5:  # what is made up for is cut off again
+        train(stopped, "conditional", *SAMPLES, kill="sample:4:SIGTERM", expect=75)
+    assert f"goes on after {examples} examples" in train(stopped, "conditional", *SAMPLES)
+    assert_same(stopped, whole)
+    made = [sorted((one / "run" / "samples").iterdir()) for one in (stopped, whole)]
+    assert [one.name for one in made[0]] == [one.name for one in made[1]] and len(made[0]) == 12
+    assert [one.read_text() for one in made[0]] == [one.read_text() for one in made[1]]
+
+
+@pytest.mark.timeout(300)
+def test_two_processes_stop_in_their_samples_together(tmp_path):
+    """Prevents a process that waits for one that has stopped: one is told, in a batch that the other one has not."""
+    arguments = command(tmp_path, "conditional", *SAMPLES, "distributed.heartbeat_seconds=20")
+    at = {"OMP_NUM_THREADS": "1", "KILLED_RANK": "0", "KILLED_AT": str(killed_at(tmp_path))}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for script in (["-m", "tests.killing", "sample:2:SIGTERM"], [str(ROOT / "train.py")]):
+        whole = [*torchrun, *script, *arguments]
+        done = subprocess.run(whole, cwd=ROOT, env=os.environ | at, capture_output=True, text=True, timeout=200)
+        stopped = script[0] == "-m"
+        assert (done.returncode != 0) == stopped, done.stderr
+        said = "stopped by SIGTERM after 16 of 40" if stopped else "goes on after 16 examples"
+        assert said in done.stdout + done.stderr, done.stderr
+    found = [record["counters/examples"] for record in records(tmp_path) if record["split"] == "generation"]
+    assert found == [16, 32, 40]

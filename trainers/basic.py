@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -83,6 +83,7 @@ class BasicTrainer:
         self.step_idx = 0
         self.examples = 0
         self.evaluations: Sequence[Evaluation] = ()  # what else is looked at while it is trained; see `Loop`
+        self.check_stop: Callable[[], None] = lambda: None  # all call it where a long evaluation can end; see `Loop`
         self.checkpoints = Checkpointing(folder if distributed.rank() == 0 else None, config)
         self.clock = Clock()
         if reference is None and any(need.model == "reference" for need in self.needs):

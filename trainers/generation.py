@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,34 +110,38 @@ class Generation:
         Args:
             last: of the training; then wandb gets all samples once more, of every time.
         """
-        start = time.perf_counter()
+        start, results = time.perf_counter(), []
         with generators_kept(trainer.policy.device), trainer.computer.in_its_precision():
-            results = self.results(trainer.policy)
-        if distributed.rank() > 0:
-            return
-        if trainer.folder is not None:
-            for result in results:
-                self.save(result, trainer.folder, trainer.examples)
+            for result in self.results(trainer.policy, trainer.check_stop):
+                results.append(result)
+                if distributed.rank() == 0 and trainer.folder is not None:
+                    self.save(result, trainer.folder, trainer.examples)
         if trainer.metrics_log is not None:
             seconds = {"generation_seconds": time.perf_counter() - start}
             record = {name: value for result in results for name, value in result.record().items()}
             tables = self.tables(results) | (self.all_tables(trainer.folder) if last and trainer.folder else {})
             trainer.metrics_log.write(record | trainer.counters() | seconds, trainer.examples, "generation", tables)
 
-    def results(self, policy: PreTrainedModel) -> list[ScenarioResult]:
-        """The samples of every scenario, scored and measured; all processes call it and have all of them."""
-        results = []
+    def results(
+        self, policy: PreTrainedModel, before_batch: Callable[[], None] | None = None
+    ) -> Iterator[ScenarioResult]:
+        """The samples of each scenario, scored and measured; all processes call it and have all of them.
+
+        Args:
+            before_batch: what it raises ends the sampling.
+        """
         for scenario in self.scenarios:
             start = time.perf_counter()
-            samples = self.scored(policy, scenario)
-            results.append(self.measured(scenario, samples, time.perf_counter() - start))
-        return results
+            samples = self.scored(policy, scenario, before_batch)
+            yield self.measured(scenario, samples, time.perf_counter() - start)
 
-    def scored(self, policy: PreTrainedModel, scenario: Scenario) -> list[Scored]:
+    def scored(
+        self, policy: PreTrainedModel, scenario: Scenario, before_batch: Callable[[], None] | None = None
+    ) -> list[Scored]:
         """A scenario's samples with their scores; each process draws and scores its share, and has all of them."""
         # A sharded model goes forward on all processes together: each draws everything.
         part, parts = (0, 1) if shards_of(policy) is not None else (distributed.rank(), distributed.processes())
-        own = self.drawing.draw(policy, scenario, part, parts)
+        own = self.drawing.draw(policy, scenario, part, parts, before_batch)
         scores = self._scores(scenario, own)
         share = list(zip(own, scores, strict=True))
         shares = distributed.gather_objects(share) if parts > 1 else [share]

@@ -16,8 +16,8 @@ from trainers import distributed
 from trainers.agreement import refuse_unlike
 from trainers.metrics import Averages
 from trainers.optimization import optimization
-from trainers.resume import Resume, pack, refuse_shorter, refuse_unfit, take_up
-from trainers.signals import Stopped, StopSignals, exit_code
+from trainers.resume import Owed, Resume, pack, refuse_shorter, refuse_unfit, take_up
+from trainers.signals import Stopped, StopSignals, ToldToStop, exit_code
 
 if TYPE_CHECKING:
     from trainers.basic import BasicTrainer
@@ -89,7 +89,7 @@ class Loop:
         return metrics
 
     def _run(self, signals: StopSignals, metrics: dict[str, float]) -> dict[str, float]:
-        trainer, sizes, every = self.trainer, self.sizes, self.config.eval_every
+        trainer, sizes = self.trainer, self.sizes
         total = trainer.examples + sum(sizes[trainer.step_idx :])
         self._progress = progress(
             total=total, initial=trainer.examples, unit="ex", desc="training", disable=distributed.rank() > 0
@@ -105,22 +105,46 @@ class Loop:
             if (number + 1) % self.config.log_every == 0 or last:
                 self._log(number)
             pause = time.perf_counter()
-            evaluates = last or trainer.examples // every > before // every
+            metrics = self._after(before, metrics, signals)
+            self._since += time.perf_counter() - pause  # a step's time is the step's alone
+        return metrics
+
+    def _after(self, before: int, metrics: dict[str, float], signals: StopSignals | None) -> dict[str, float]:
+        """What is due after a step: evaluations, then a checkpoint, which says where the log ends; and the end of a run
+        that was told to stop, whose checkpoint says what is still due.
+
+        Args:
+            before: examples before the step.
+            metrics: of the last evaluation.
+            signals: None where they end the process at once.
+
+        Returns:
+            The metrics of the last evaluation.
+        """
+        trainer, every, last = self.trainer, self.config.eval_every, self.trainer.step_idx == len(self.sizes)
+        evaluates = last or trainer.examples // every > before // every
+        looks = [one for one in trainer.evaluations if one.due(before, trainer.examples, last)]
+        trainer.check_stop, log_ends = (lambda: self._refuse_to_go_on(signals)), 0
+        try:
+            if looks or (evaluates and trainer.eval_rows):
+                log_ends = 0 if trainer.metrics_log is None else trainer.metrics_log.bytes_on_disk()
+                trainer.check_stop()
             if evaluates:
                 metrics = trainer.evaluate_and_log()
-            for evaluation in trainer.evaluations:  # before the checkpoint, which says where the log ends
-                if evaluation.due(before, trainer.examples, last):
-                    evaluation.run(trainer, last)
-            told = self._told(signals)
-            best = evaluates and self._is_best(metrics)
-            due = self.checkpoints.due(before, trainer.examples, evaluates)
-            if due or best or last or told:
-                self.save(metrics if evaluates else {}, best)
-            if told and not last:
-                self._stop(told, signals)
-            if evaluates:
-                trainer.clock.seconds.clear()
-            self._since += time.perf_counter() - pause  # a step's time is the step's alone
+            for evaluation in looks:
+                trainer.check_stop()
+                evaluation.run(trainer, last)
+        except ToldToStop as told:
+            self.save({}, owed=Owed(before, log_ends))
+            self._stop(str(told), signals)
+        told = self._told(signals)
+        best = evaluates and self._is_best(metrics)
+        if best or last or told or self.checkpoints.due(before, trainer.examples, evaluates):
+            self.save(metrics if evaluates else {}, best)
+        if told and not last:
+            self._stop(told, signals)
+        if evaluates:
+            trainer.clock.seconds.clear()
         return metrics
 
     def _start(self) -> dict[str, float]:
@@ -129,6 +153,8 @@ class Loop:
         if self.resume is not None:
             take_up(trainer, self.optimizer, self.averages, self.resume)
             self._check_length()
+            if self.resume.owed_since is not None:
+                metrics = self._after(self.resume.owed_since, {}, None)
         elif self.config.do_first_eval:
             metrics = trainer.evaluate_and_log()
         if self.config.keep_best is not None and metrics:
@@ -165,13 +191,13 @@ class Loop:
 
     # Saving and stopping ---------------------------------------------------------------------------------------------
 
-    def save(self, metrics: dict[str, float], best: bool = False) -> None:
+    def save(self, metrics: dict[str, float], best: bool = False, owed: Owed | None = None) -> None:
         """Writes a checkpoint of this moment; the first process writes, all of them call it."""
         trainer = self.trainer
         if trainer.folder is None:
             return
         self.checkpoints.wait()  # before anything is copied: two copies would take twice the memory
-        state = pack(trainer, self.optimizer, self.averages, self.data)
+        state = pack(trainer, self.optimizer, self.averages, self.data, owed)
         contents = None if trainer.computer.shards is None else policy_contents(trainer.policy)
         if distributed.rank() == 0:
             checkpoint = Checkpoint(
@@ -188,9 +214,13 @@ class Loop:
             self.save(metrics)  # without do_first_eval a misspelled keep_best may only now be found
             raise
 
-    def _told(self, signals: StopSignals) -> str | None:
+    def _told(self, signals: StopSignals | None) -> str | None:
         """The signal by which any process was told to stop."""
-        return next(filter(None, distributed.gather_objects(signals.name)), None)
+        return signals and next(filter(None, distributed.gather_objects(signals.name)), None)
+
+    def _refuse_to_go_on(self, signals: StopSignals | None) -> None:
+        if told := self._told(signals):
+            raise ToldToStop(told)
 
     def _stop(self, name: str, signals: StopSignals) -> None:
         self.checkpoints.wait()

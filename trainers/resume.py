@@ -70,6 +70,11 @@ class Resume:
         """Training examples that were seen."""
         return self.state["examples"]
 
+    @property
+    def owed_since(self) -> int | None:
+        """Examples before a step after which something was due that is not done yet; None where all is done."""
+        return self.state.get("owed_since")
+
 
 def find_resume(folder: Path) -> Path | None:
     """The checkpoint that a run goes on from: LATEST, or where that is none, the newest step-N that can be resumed."""
@@ -135,15 +140,36 @@ def refuse_shorter(resume: Resume, sizes: Sequence[int]) -> None:
         )
 
 
-def pack(trainer: BasicTrainer, optimizer: torch.optim.Optimizer, averages: Averages, data: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Owed:
+    """What was due after a step and was not done to its end, since the run was told to stop.
+
+    Attributes:
+        before: examples before the step.
+        metrics_bytes: length of metrics.jsonl before what was due.
+    """
+
+    before: int
+    metrics_bytes: int
+
+
+def pack(
+    trainer: BasicTrainer,
+    optimizer: torch.optim.Optimizer,
+    averages: Averages,
+    data: str,
+    owed: Owed | None = None,
+) -> dict[str, Any]:
     """The contents of resume.pt. All processes call it.
 
     Args:
         averages: of the steps since the last record of metrics.
         data: the digest of the training data.
+        owed: what the run does first when it goes on.
     """
     averages.settle()
     reference, log = trainer.computer.reference, trainer.metrics_log
+    metrics_bytes = 0 if log is None else log.bytes_on_disk()
     return {
         "format": FORMAT,
         "step_idx": trainer.step_idx,
@@ -156,7 +182,8 @@ def pack(trainer: BasicTrainer, optimizer: torch.optim.Optimizer, averages: Aver
         "passed": [int(count) for count in trainer.computer.passed],
         "random": distributed.gather_objects(_random_state(trainer.policy.device)),
         "reference": None if reference is None else _of_all(reference.state()),
-        "metrics_bytes": 0 if log is None else log.bytes_on_disk(),
+        "metrics_bytes": metrics_bytes if owed is None else owed.metrics_bytes,
+        "owed_since": None if owed is None else owed.before,
         "wandb": None if log is None else log.wandb_id,
         "data": data,
         "loader": trainer.train_loader.state(trainer.step_idx),

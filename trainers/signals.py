@@ -15,6 +15,10 @@ TERMINATED = 75  # EX_TEMPFAIL of sysexits.h: try again later
 INTERRUPTED = 130
 
 
+class ToldToStop(Exception):
+    """Ends an evaluation that is under way, since a process was told to stop."""
+
+
 class Stopped(SystemExit):
     """The training stopped because it was told to, with its state saved: not an error, but not the end either."""
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -199,22 +200,33 @@ class HFGenerator:
 
     @torch.no_grad()
     def generate(
-        self, prompts: Sequence[np.ndarray], description: str = "sampling", part: int = 0, parts: int = 1
+        self,
+        prompts: Sequence[np.ndarray],
+        description: str = "sampling",
+        part: int = 0,
+        parts: int = 1,
+        before_batch: Callable[[], None] | None = None,
     ) -> list[Completion | None]:
         """One completion for each prompt (P,), in the order given; the same prompts and seed give the same ones.
 
         Args:
             part, parts: of so many processes this one generates every so-manieth batch; the completions of the others
                 are None. Whoever generates a batch, it gets the same random numbers.
+            before_batch: called as often in all processes, so that they may agree in it.
         """
         self.model.eval()
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # like lengths: little padding
         completions: dict[int, Completion] = {}
         with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_available() else []):
-            starts = range(0, len(order), self.batch_size)[part::parts]
+            everybody = range(0, len(order), self.batch_size)
+            starts = everybody[part::parts]
             total = sum(min(self.batch_size, len(order) - start) for start in starts)
             bar = progress(total=total, desc=description, unit="prompt", disable=part > 0)
-            for start in starts:
+            for start, _ in zip_longest(starts, everybody[::parts]):
+                if before_batch is not None:
+                    before_batch()
+                if start is None:  # another process has one batch more
+                    continue
                 batch = order[start : start + self.batch_size]
                 torch.manual_seed(self.seed + start)
                 for index, ids in zip(batch, self._batch([prompts[index] for index in batch], bar), strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -117,10 +118,17 @@ class Drawing:
         added = set(self.tokenizer.get_added_vocab().values())
         return {*self.banned_ids, *(int(one) for one in scenario.prefix_ids if int(one) in added)}
 
-    def draw(self, model: PreTrainedModel, scenario: Scenario, part: int = 0, parts: int = 1) -> list[Drawn | None]:
+    def draw(
+        self,
+        model: PreTrainedModel,
+        scenario: Scenario,
+        part: int = 0,
+        parts: int = 1,
+        before_batch: Callable[[], None] | None = None,
+    ) -> list[Drawn | None]:
         """The scenario's samples in order; of `parts` processes this one draws every so-manieth batch, others are None.
 
-        Dropout is off, and the global random numbers are as they were before.
+        Dropout is off, and the global random numbers are as they were before. What `before_batch` raises ends it.
         """
         from models.generation.hf import HFGenerator
 
@@ -133,7 +141,7 @@ class Drawing:
             replaced_ids=dict(self.replaced_ids), uncounted_ids=control - {*self.banned_ids},
         )  # fmt: skip
         with plain_attention(model):
-            completions = generator.generate(prompts, f"sampling {scenario.name}", part, parts)
+            completions = generator.generate(prompts, f"sampling {scenario.name}", part, parts, before_batch)
         head = len(self.head(scenario))
         return [
             None
