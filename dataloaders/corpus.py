@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dataloaders.datasets.rows import local_rows
+from dataloaders.datasets.rows import NO_ROW, local_rows
 from dataloaders.examples import in_test_split
 from scorers.printable import printable
 from scorers.scorer import HIGHER_IS_WORSE
@@ -65,6 +65,7 @@ class Corpus:
 
     Attributes:
         dropped: reason -> documents, of all passes that began at the beginning.
+        first_dropped: reason -> where the first of them is that was read.
         rows: documents of this split that were read.
     """
 
@@ -78,6 +79,7 @@ class Corpus:
     n_documents: int | None = None
     rows: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    first_dropped: dict[str, str] = field(default_factory=dict)
 
     def documents(self, start: int = 0, scored: bool = False, count: bool = False) -> Iterator[Document]:
         """The documents that can be used, from a place on, in the order of the source.
@@ -88,8 +90,8 @@ class Corpus:
             count: adds what is read to `rows` and `dropped`.
 
         Raises:
-            ValueError: for a row that is no document, scores of which high ones are good, or a file that cannot be
-                read; naming file and line.
+            ValueError: for a first row that is no document, scores of which high ones are good, or a file that cannot
+                be read; naming file and line.
         """
         for number, (where, row) in enumerate(self._rows()):
             if self.n_documents is not None and number >= self.n_documents:
@@ -101,6 +103,7 @@ class Corpus:
                 self.rows += 1
                 if isinstance(document, str):
                     self.dropped[document] += 1
+                    self.first_dropped.setdefault(document, where)
             if isinstance(document, Document):
                 yield document
 
@@ -136,7 +139,10 @@ class Corpus:
 
     def words(self) -> str:
         """What was read so far and not used, in words."""
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.dropped.items()) if count)
+        first = {reason: f", the first at {Path(where).name}" for reason, where in self.first_dropped.items()}
+        reasons = ", ".join(
+            f"{count} {reason}{first.get(reason, '')}" for reason, count in sorted(self.dropped.items()) if count
+        )
         return (
             f"{self.rows} documents read, {self.rows - sum(self.dropped.values())} used ({reasons or 'none dropped'})"
         )
@@ -165,12 +171,13 @@ def _hub_rows(
 
 
 def _file_digest(file: str) -> list[Any]:
-    """Size, beginning, middle and end of a file: enough to tell that it has changed, however large it is."""
-    path, part = Path(file).expanduser(), 2**20
+    """Size and hash of a file; of one above 1 GiB, the hash of 1,024 parts of a MiB that lie evenly over it."""
+    path, part, parts = Path(file).expanduser(), 2**20, 2**10
     digest, size = hashlib.blake2b(digest_size=16), path.stat().st_size
+    step = max(part, (size - part) / (parts - 1))
     with open(path, "rb") as opened:
-        for place in (0, max(0, size // 2 - part // 2), max(0, size - part)):
-            opened.seek(place)
+        for number in range(parts):
+            opened.seek(int(number * step))
             digest.update(opened.read(part))
     return [size, digest.hexdigest()]
 
@@ -179,9 +186,13 @@ def read_document(number: int, where: str, row: Mapping[str, Any], scored: bool)
     """The document of a row, or the reason why it cannot be used.
 
     Raises:
-        ValueError: the row is no document at all, or its scores are used and high ones are good.
+        ValueError: the first row is no document at all, or scores are used and high ones are good.
     """
+    if NO_ROW in row:
+        return str(row[NO_ROW])
     if "text" not in row and "texts" not in row:
+        if number:
+            return "no text"
         raise ValueError(
             f"{where}: no document: a row needs `text` (or `texts`, its segments), and this one has "
             f"{', '.join(map(repr, row)) or 'no keys'}."

@@ -81,9 +81,10 @@ class PretrainingDataLoader(DataLoader):
         self.chosen = settings
         self.data, self._shown = [], 0
         self.tokenizer = tokenizer
+        self._sharing = sharing or Sharing()
         self._check_corpora()
         self.stream = DocumentStream(
-            corpora, DocumentTokenizer(tokenizer, self.control()), self.keeps, self.scored, sharing or Sharing()
+            corpora, DocumentTokenizer(tokenizer, self.control()), self.keeps, self.scored, self._sharing
         )
         self._skip_tokens = skip_tokens
         self._places: dict[int, Place] = {}
@@ -111,8 +112,9 @@ class PretrainingDataLoader(DataLoader):
         """Whether a document is trained on."""
         return True
 
-    def check(self, documents: Sequence[Document]) -> None:
-        """Refuses settings that do not fit the first documents."""
+    def check(self, documents: Sequence[Document]) -> str:
+        """Refuses settings that do not fit the first documents; returns what a log says of those that do."""
+        return ""
 
     def rows(self, example: Example, tokens: Any) -> Iterator[Row]:
         """Blocks are made of many documents, never of one example."""
@@ -127,8 +129,8 @@ class PretrainingDataLoader(DataLoader):
                 list(corpus.documents(scored=self.scored, count=True))
             raise ValueError(f"no {self.split} document can be used by {type(self).__name__}: {self.reasons()}.")
         self.scorers = list(dict.fromkeys(one.scorer for one in found if self.scored and one.scorer))
-        if self.split == "train":
-            self.check(found)
+        if self.split == "train" and (said := self.check(found)) and self._sharing.rank == 0:
+            log.info(said)
 
     # Steps --------------------------------------------------------------------------------------------------------
 
@@ -264,9 +266,9 @@ class FilteredPretrainingDataLoader(PretrainingDataLoader):
         """Whether its score is at most the threshold."""
         return document.score <= self.threshold
 
-    def check(self, documents: Sequence[Document]) -> None:
+    def check(self, documents: Sequence[Document]) -> str:
         """Refuses a threshold above or below all scores."""
-        refuse_threshold(self.threshold, np.array([document.score for document in documents]), "documents")
+        return refuse_threshold(self.threshold, np.array([document.score for document in documents]), "documents")
 
 
 class ScoredPretrainingDataLoader(PretrainingDataLoader):
@@ -299,12 +301,13 @@ class UnlikelihoodDataLoader(ScoredPretrainingDataLoader):
             )
         return True
 
-    def check(self, documents: Sequence[Document]) -> None:
+    def check(self, documents: Sequence[Document]) -> str:
         """Refuses a threshold above or below all scores, and in soft mode scores that cannot be."""
-        if self.mode == "threshold":
-            refuse_threshold(self.threshold, np.concatenate([document.scores for document in documents]), "segments")
         for document in documents:
             self.keeps(document)
+        if self.mode == "soft":
+            return ""
+        return refuse_threshold(self.threshold, np.concatenate([document.scores for document in documents]), "segments")
 
 
 class ConditionalPretrainingDataLoader(PretrainingDataLoader):
@@ -343,19 +346,20 @@ class ConditionalPretrainingDataLoader(PretrainingDataLoader):
         """The tokens before segments."""
         return self._control
 
-    def check(self, documents: Sequence[Document]) -> None:
+    def check(self, documents: Sequence[Document]) -> str:
         """Refuses a threshold above or below all scores."""
-        refuse_threshold(self.threshold, np.concatenate([document.scores for document in documents]), "segments")
+        return refuse_threshold(self.threshold, np.concatenate([document.scores for document in documents]), "segments")
 
 
-def refuse_threshold(threshold: float, scores: np.ndarray, what: str) -> None:
-    """Refuses a threshold that tells none of these scores (N,) apart.
+def refuse_threshold(threshold: float, scores: np.ndarray, what: str) -> str:
+    """Refuses a threshold that tells none of these scores (N,) apart; says how many are at most that.
 
     Raises:
         ValueError: naming their range.
     """
     if scores.min() <= threshold < scores.max():
-        return
+        share = 100 * float((scores <= threshold).mean())
+        return f"loss.threshold={threshold:g}: {share:.1f} % of the first {len(scores):,} {what} have at most that"
     raise ValueError(
         f"loss.threshold={threshold:g} leaves all of the first {len(scores):,} {what} on one side: their scores lie "
         f"between {scores.min():.6g} and {scores.max():.6g}. Set one between, or a share of them by loss.quantile."

@@ -99,6 +99,8 @@ def control_tokens(config: DictConfig) -> list[str]:
 
 def settle_threshold(config: DictConfig) -> None:
     """Writes into the config what `loss.quantile` is in these documents, so that a run's saved config says it."""
+    from trainers import distributed
+
     loss = config.loss
     if loss.get("quantile") is None or loss.get("mode") == "soft":
         return
@@ -106,17 +108,19 @@ def settle_threshold(config: DictConfig) -> None:
     scores: list[np.ndarray] = []
     corpora = build_corpora(config, "train")
     for corpus in corpora:
-        documents = corpus.documents(scored=True)
+        documents = corpus.documents(scored=True, count=True)
         for document in progress(documents, desc=f"scores of {corpus.name}", unit="doc", leave=False):
             scores.append(np.array([document.score]) if of_documents else document.scores)
     if not scores:
         raise ValueError(
-            f"loss.quantile={loss.quantile} is a share of scores, and no document has any: score them with "
+            f"loss.quantile={loss.quantile} is a share of scores, and no document has any "
+            f"({'; '.join(f'{corpus.name}: {corpus.words()}' for corpus in corpora)}): score them with "
             "`python eval.py ++mode=score`, or choose loss=mle."
         )
     joined = np.concatenate(scores)
     loss.threshold = float(np.quantile(joined, loss.quantile, method="lower"))
-    log.info(
+    say = log.info if distributed.rank() == 0 else log.debug
+    say(
         "loss.quantile=%g: loss.threshold=%.6g, by the scores of %d %s (%.1f %% of them are at most that)",
         loss.quantile, loss.threshold, len(joined), "documents" if of_documents else "segments",
         100 * float((joined <= loss.threshold).mean()),

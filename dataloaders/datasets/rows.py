@@ -16,6 +16,17 @@ from dataloaders.datasets.conversation import describe
 
 Row = tuple[str, dict[str, Any]]  # ("file:line", the row)
 
+NO_ROW = "\0no row"
+"""The one key of what stands in the place of a line that is no row; its value says why."""
+
+
+class _NoRowError(ValueError):
+    """A line or an element that is none; `reason` says it without its place."""
+
+    def __init__(self, message: str, reason: str):
+        super().__init__(message)
+        self.reason = reason
+
 
 def load_rows(
     split: str,
@@ -130,7 +141,8 @@ def local_rows(files: str | Sequence[str], name: str, lenient: bool = False) -> 
 
     Args:
         name: the data set's name, for error messages.
-        lenient: lets a text with half a surrogate pair through, which the caller then has to look at.
+        lenient: lets through a text with half a surrogate pair, and after the first row of a file what is no row, as
+            {NO_ROW: reason}; the caller has to look at them.
 
     Raises:
         ValueError: naming the file and line and the fix, for whatever cannot be read.
@@ -190,13 +202,22 @@ def _json_rows(file: Path, packed: bool, lenient: bool) -> Iterator[Row]:
     number = 0
     try:
         with gzip.open(file) if packed else open(file, "rb") as lines:
+            begun = False
             for number, line in enumerate(lines, 1):
-                text = _decoded(line, f"{file}:{number}", first=number == 1).strip()
-                if text.startswith("["):
-                    yield from _array_rows(file, number, text, lines, lenient)
-                    return
-                if text:
-                    yield f"{file}:{number}", _parsed(text, f"{file}:{number}", lenient)
+                where = f"{file}:{number}"
+                try:
+                    text = _decoded(line, where, first=number == 1).strip()
+                    if text.startswith("[") and not begun:
+                        yield from _array_rows(file, number, text, lines, lenient)
+                        return
+                    row = _parsed(text, where, lenient) if text else None
+                except _NoRowError as error:
+                    if not (lenient and begun):
+                        raise
+                    row = {NO_ROW: error.reason}
+                if row is not None:
+                    begun = True
+                    yield where, row
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{file}:{number + 1}: not a complete gzip file ({error}); copy or pack it again.") from error
 
@@ -211,31 +232,40 @@ def _array_rows(file: Path, first: int, text: str, lines: Iterable[bytes], lenie
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}:{first}: not readable JSON ({error}); mend the line.") from None
     for number, element in enumerate(elements, 1):
-        yield f"{file}:{number}", _checked(element, f"{file}:{number}", lenient)
+        try:
+            row = _checked(element, f"{file}:{number}", lenient)
+        except _NoRowError as error:
+            if not lenient or number == 1:
+                raise
+            row = {NO_ROW: error.reason}
+        yield f"{file}:{number}", row
 
 
 def _decoded(line: bytes, where: str, first: bool = False) -> str:
     try:
         return line.decode("utf-8-sig" if first else "utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: not UTF-8 (byte {error.start + 1} of the line); save the file as UTF-8.") from None
+        message = f"{where}: not UTF-8 (byte {error.start + 1} of the line); save the file as UTF-8."
+        raise _NoRowError(message, "not UTF-8") from None
 
 
 def _parsed(text: str, where: str, lenient: bool) -> dict[str, Any]:
     try:
         row = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{where}: malformed JSON ({error.msg} at column {error.colno}); each line must be one whole JSON object."
+        raise _NoRowError(
+            f"{where}: malformed JSON ({error.msg} at column {error.colno}); each line must be one whole JSON object.",
+            "malformed JSON",
         ) from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets in brackets
-        raise ValueError(f"{where}: not readable JSON ({error}); mend the line.") from None
+        raise _NoRowError(f"{where}: not readable JSON ({error}); mend the line.", "malformed JSON") from None
     return _checked(row, where, lenient)
 
 
 def _checked(row: Any, where: str, lenient: bool) -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise ValueError(f'{where}: a row must be a JSON object such as {{"prompt": "..."}}, not {describe(row)}.')
+        message = f'{where}: a row must be a JSON object such as {{"prompt": "..."}}, not {describe(row)}.'
+        raise _NoRowError(message, "no JSON object")
     if lenient:
         return row
     try:

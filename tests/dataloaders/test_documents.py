@@ -1,16 +1,14 @@
-"""Documents as tokens and blocks: which score a token has, where control tokens stand, what is not used and why."""
+"""Documents as tokens and blocks: which score a token has, and where control tokens stand."""
 
 from __future__ import annotations
 
 import itertools
-import json
-from pathlib import Path
+import re
 
 import numpy as np
 import pytest
 
 from dataloaders import pretraining
-from dataloaders.corpus import Corpus
 from dataloaders.document_stream import DocumentStream, Sharing
 from dataloaders.document_tokens import Control, DocumentTokenizer
 from dataloaders.pretraining import (
@@ -22,24 +20,7 @@ from dataloaders.pretraining import (
 )
 from models.byte_tokenizer import byte_tokenizer
 from tests import documents
-
-LOADERS = (
-    PretrainingDataLoader, FilteredPretrainingDataLoader, ScoredPretrainingDataLoader, ConditionalPretrainingDataLoader,
-)  # fmt: skip
-
-
-def write(path: Path, *rows: dict) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def corpus(path: Path, **options) -> Corpus:
-    return Corpus("made", "train", path=str(path), test_fraction=1e-9, **options)
-
-
-def only(path: Path, *rows: dict):
-    (document,) = corpus(write(path / "rows.jsonl", *rows)).documents()
-    return document
+from tests.dataloaders.test_corpus import LOADERS, corpus, only, write
 
 
 def test_a_token_has_the_score_of_its_last_character(tmp_path):
@@ -110,102 +91,6 @@ def test_the_text_of_a_special_token_is_text(tmp_path):
     (made,) = DocumentTokenizer(tokenizer)([document])
     assert not np.isin(made.ids[1:], tokenizer.all_special_ids).any()
     assert tokenizer.decode(made.ids[1:]) == document.text
-
-
-PARTS = [[0, 1], [1, 4]]
-BAD_ROWS = {
-    "empty document": [{"text": " \n", "scores": [0.0]}],
-    "a NUL byte": [{"text": "a\0b", "scores": [0.0]}],
-    "half a surrogate pair": [{"text": "a\ud83d", "scores": [0.0]}],
-    "longer than 8,000,000 characters": [{"text": "a" * 8_000_001, "scores": [0.0]}],
-    "a text that is none": [{"text": 5, "scores": [0.0]}, {"text": None, "texts": None}],
-    "texts that are no list of texts": [
-        {"texts": ["a", None], "scores": [0.0, 0.0]}, {"texts": 5, "scores": [0.0]}, {"texts": "ab", "scores": [0.0]},
-    ],
-    "segments do not cover the text": [
-        {"text": "abcd", "segments": segments, "scores": [0.0, 0.0]}
-        for segments in (
-            [[0, 1], [2, 4]], [[0, 1.9], [1.2, 4]], [[0, 1.5], [1.5, 4]], [[0, 1], [1, 10**400]], [[0, 1], [4]], 5, [],
-        )
-    ],
-    "a segment without a score": [
-        {"text": "abcd", "segments": PARTS, "scores": [0.0, None]},
-        {"text": "abcd", "segments": PARTS, "scores": [0.0, 1.0], "score": None},
-    ],
-    "scores that are no list": [{"text": "abcd", "scores": scores} for scores in (0.5, 0, "0.5", {"0": 0.5})],
-    "a score that is no number": [
-        *({"text": "abcd", "score": score} for score in ("high", [1], True)),
-        {"text": "abcd", "scores": [0.0], "score": "high"},
-        {"text": "abcd", "segments": PARTS, "scores": [0.0, "0.5"]},
-    ],
-    "a score that is not finite": [
-        *({"text": "abcd", "scores": [score]} for score in (float("nan"), float("-inf"), 10**400, 1e39)),
-        {"text": "abcd", "scores": [0.0], "score": 10**400},
-    ],
-    "not one score for each segment": [{"text": "abcd", "segments": [[0, 4]], "scores": [0.0, 1.0]}],
-    "no scores": [{"text": "abcd"}],
-    "flawed, by its scorer: unparsable": [{"text": "abcd", "scores": [0.0], "flaw": "unparsable"}],
-}  # fmt: skip
-
-
-def test_what_cannot_be_used_is_counted(tmp_path):
-    """Prevents a document that is dropped without a word, crashes the run, or whose missing score is a 0."""
-    good, bad = {"text": "fine", "scores": [0.25]}, list(itertools.chain(*BAD_ROWS.values()))
-    made = corpus(write(tmp_path / "rows.jsonl", good, *bad, good | {"text": "good"}))
-    used = list(made.documents(scored=True, count=True))
-    assert [document.text for document in used] == ["fine", "good"] and used[1].number == len(bad) + 1
-    assert made.dropped == {reason: len(rows) for reason, rows in BAD_ROWS.items()} and made.rows == len(bad) + 2
-    assert made.account()["used"] == 2
-    assert [document.text for document in made.documents()] == ["fine", "abcd", "good"], "mle needs no scores"
-
-
-def test_what_rows_say_of_their_scorer_rules_no_terminal(tmp_path):
-    """Prevents a row whose flaw or scorer, which a run says on the console, hides or rewrites what is shown there."""
-    hostile = {"text": "abcd", "scores": [0.0], "scorer": "mine\x1b[2J"}
-    made = corpus(write(tmp_path / "rows.jsonl", hostile, hostile | {"flaw": "bad\x1b[2J\ud800"}))
-    (document,) = made.documents(scored=True, count=True)
-    assert document.scorer == "mine\\x1b[2J"
-    assert made.dropped == {"flawed, by its scorer: bad\\x1b[2J\\ud800": 1}
-
-
-def test_a_row_that_is_no_document_is_an_error(tmp_path):
-    """Prevents a file of something else that is dropped row by row."""
-    with pytest.raises(ValueError, match=r"rows.jsonl:1: no document: .* this one has 'prompt'"):
-        list(corpus(write(tmp_path / "rows.jsonl", {"prompt": "a"})).documents())
-
-
-@pytest.mark.parametrize("kind", LOADERS)
-def test_scores_of_which_high_ones_are_good_are_refused(kind, tmp_path):
-    """Prevents a model that is trained on the worst of what a reward scored, because nobody said that high is good."""
-    rows = [documents.document(number) for number in range(20)]
-    path = write(tmp_path / "worse.jsonl", *(row | {"direction": "higher_is_worse"} for row in rows))
-    blocks(documents.loader(kind, path=path))
-    path = write(tmp_path / "better.jsonl", *(row | {"direction": "higher_is_better"} for row in rows))
-    if kind is PretrainingDataLoader:
-        blocks(documents.loader(kind, path=path))
-    else:
-        with pytest.raises(ValueError, match=r"better.jsonl:\d+: its scores are higher_is_better, .* choose loss=mle"):
-            documents.loader(kind, path=path)
-
-
-def test_rows_of_the_original_are_read(tmp_path):
-    """Prevents that the paper's own data sets need a conversion: segments are the texts."""
-    document = only(tmp_path, {"texts": ["One. ", "Two."], "scores": [0.5, 0.1], "avg_score": 0.3})
-    assert (document.text, document.ends.tolist(), document.scores.tolist()) == ("One. Two.", [5, 9], [0.5, 0.1])
-    assert document.score == 0.3
-
-
-def test_a_source_is_on_one_side(tmp_path):
-    """Prevents a held-out text whose file was trained on: documents of one source fall on one side, and all on one."""
-    path = documents.write(tmp_path / "corpus.jsonl", 200)
-    sides = [
-        {document.text for document in Corpus("made", split, path=str(path), test_fraction=0.3).documents()}
-        for split in ("train", "test")
-    ]
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert sum(map(len, sides)) == len({row["text"] for row in rows}) and min(map(len, sides)) > 20
-    for row, following in zip(rows[::2], rows[1::2], strict=True):
-        assert (row["text"] in sides[0]) == (following["text"] in sides[0])
 
 
 def blocks(loader: PretrainingDataLoader, steps: int = 0) -> list[list[int]]:
@@ -389,3 +274,18 @@ def test_documents_without_scores_are_refused(tmp_path):
     path = write(tmp_path / "rows.jsonl", *[{"text": f"doc {n}"} for n in range(20)])
     with pytest.raises(ValueError, match=r"no train document can be used .* no scores"):
         documents.loader(ScoredPretrainingDataLoader, path=path)
+
+
+def test_how_many_documents_are_good_is_said(caplog):
+    """Prevents a threshold of a recipe that nobody sees, and which calls nearly all of this corpus good."""
+    caplog.set_level("INFO")
+    for kind, words in (
+        (FilteredPretrainingDataLoader, r"threshold=0.4: [\d.]+ % of the first 3\d documents have at most that"),
+        (ConditionalPretrainingDataLoader, r"threshold=0.5: [\d.]+ % of the first \d+ segments have"),
+    ):
+        caplog.clear()
+        loader = documents.loader(kind)
+        share = float(re.search(words, caplog.text).group().split()[1])
+        scores = [one.score if "documents" in words else one.scores for one in loader.corpora[0].documents(scored=True)]
+        assert share == round(100 * np.mean(np.hstack(scores) <= loader.threshold), 1)
+        assert 0 < share < 100

@@ -53,6 +53,7 @@ def test_several_files_and_a_test_file(tmp_path):
         ("x.json", b'[{"a": 1},\n {"a" 2}]', r"x\.json:2: malformed JSON array"),
         ("x.json", b'[{"a": 1}, 3]', r"x\.json:2: a row must be a JSON object"),
         ("x.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', r"x\.jsonl:2: not UTF-8 \(byte 8"),
+        ("x.jsonl", b'{"a": 1}\n[1]\n', r"x\.jsonl:2: a row must be a JSON object"),
         ("x.jsonl", b'{"a": "\\ud83d"}\n', r"x\.jsonl:1: .*half a surrogate pair"),
         ("x.jsonl.gz", b'{"a": 1}\n', r"x\.jsonl\.gz:1: not a complete gzip file"),
         ("x.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 9, mtime=0)[:-9], "not a complete gzip file"),
