@@ -11,10 +11,12 @@ import shutil
 from array import array
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from dataloaders.corpus_texts import CorpusText
+from models.files import told, write_whole
 from scorers.scorer import ScoredText
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -126,6 +128,8 @@ class DocumentsFile:
                 rows.append(json.loads(line))
                 same = rows[-1]["scorer"] == self._identity and rows[-1]["source"] == document.source
                 same = same and rows[-1]["text"] == document.text and rows[-1]["direction"] == self._direction
+                if not rows[-1].keys() >= {"segments", "scores", "score", "flaw"}:
+                    raise ValueError("not what this would have written")
             except (ValueError, KeyError, TypeError):  # torn, not there, or of a time when they had no direction
                 self._old = False
                 self._file.truncate(start)
@@ -142,8 +146,9 @@ class DocumentsFile:
     def add(self, chunk: Sequence[CorpusText], scored: Sequence[ScoredText]) -> None:
         """Appends the lines of a chunk."""
         rows = [document_row(*both, self._identity, self._direction) for both in zip(chunk, scored, strict=True)]
-        self._file.write(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
-        self._file.flush()
+        with told(self.part):
+            self._file.write(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+            self._file.flush()
         for row in rows:
             self.totals.add(row)
 
@@ -160,6 +165,7 @@ class DocumentsFile:
         if self.path.suffix == ".gz":
             complete = self.path.with_name(self.path.name + ".tmp")
             with (
+                told(complete),
                 self.part.open("rb") as plain,
                 complete.open("wb") as file,
                 gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed,
@@ -167,7 +173,7 @@ class DocumentsFile:
                 shutil.copyfileobj(plain, packed, 1 << 20)
         summary = about | self.totals.summary() | {"file_bytes": complete.stat().st_size}
         self.path.unlink(missing_ok=True)  # so that the new summary never stands beside the old file
-        write_atomically(summary_file(self.path), json.dumps(summary, indent=1) + "\n")
+        write_whole(summary_file(self.path), json.dumps(summary, indent=1) + "\n")
         os.replace(complete, self.path)
         if complete != self.part:
             self.part.unlink()
@@ -176,7 +182,8 @@ class DocumentsFile:
 
     def close(self) -> None:
         """Gives the file free; what is written stays, to be gone on with."""
-        self._file.close()
+        with suppress(OSError):  # what could not be written is tried once more, and was told before
+            self._file.close()
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
@@ -190,10 +197,3 @@ def _is_at(descriptor: int, path: Path) -> bool:
 def summary_file(path: Path) -> Path:
     """Where the summary of a documents file is."""
     return path.with_name(path.name + SUMMARY)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file that is there as a whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

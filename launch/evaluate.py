@@ -6,7 +6,6 @@ import datetime
 import json
 import logging
 import math
-import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from dataloaders.examples import Example
 from dataloaders.tokenization import ExampleTokenizer
 from launch import build
 from models.checkpoints import RESUME, read_safely
+from models.files import write_whole
 from models.memory import keep_freed_memory
 from scorers.progress import progress
 from trainers.distributed import gather_objects, leave, processes, rank, start
@@ -274,10 +274,7 @@ def write_samples(path: Path, config: DictConfig, samples: list[dict[str, Any]])
         if isinstance(old, dict) and {key: old.get(key) for key in contents} == json.loads(json.dumps(contents)):
             return
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(json.dumps({"sampled_at": now, **contents}, indent=1, ensure_ascii=False), encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, json.dumps({"sampled_at": now, **contents}, indent=1, ensure_ascii=False))
 
 
 # mode=eval -----------------------------------------------------------------------------------------------------------
@@ -314,7 +311,7 @@ def evaluate(config: DictConfig, folder: Path, saved: str | None) -> dict[str, f
         print(json.dumps(report, indent=1))
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"eval-{config.split}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            write_whole(folder / f"eval-{config.split}.json", json.dumps(report, indent=1) + "\n")
         except OSError as error:
             log.warning("these metrics are not kept in %s: %s", folder, error)
     return metrics

@@ -11,7 +11,7 @@ import numpy as np
 
 from dataloaders.base import DataLoader
 from dataloaders.batches import Row
-from launch.run_folder import write_whole
+from models.files import write_whole
 from scorers.printable import printable
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ from launch import build
 from launch.completions import PREFIX, Completions
 from launch.generation import banned_of, prefix_of
 from launch.pretraining import control_tokens
+from models.files import write_whole
 from models.loading import locate
 from scorers.scorer import HIGHER_IS_WORSE
 
@@ -144,11 +145,8 @@ def read_samples(file: Path, header: dict[str, Any]) -> tuple[list[ReferenceSamp
 
 
 def _write_samples(file: Path, header: dict[str, Any], samples: list[ReferenceSample]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
     lines = [json.dumps(header), *(json.dumps(asdict(one)) for one in samples)]
-    part.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    os.replace(part, file)
+    write_whole(file, "\n".join(lines) + "\n")
 
 
 def _draw_locally(
@@ -231,8 +229,8 @@ def read_documents(file: str, limit: int | None, told: bool = False) -> list[Doc
         where = f"kl.documents={file}, line {number}"
         try:
             row = json.loads(line)
-            if not isinstance(row.get("text", ""), str):
-                raise TypeError("a text that is none")
+            if not isinstance(row.get("text", ""), str) or not row.keys() & {"text", "texts"}:
+                raise TypeError("no text")
             document = read_document(number, where, row, scored=False)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError(f'{where}: every line must be {{"text": "...", ...}}.') from None

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from launch import build
 from launch.completions import PREFIX, Completions
 from launch.generation import build_scorer, drawing_of, prefix_of, read_texts, weights_of
+from models.files import write_whole
 from scorers.printable import printable
 
 if TYPE_CHECKING:
@@ -260,10 +260,7 @@ class Search:
         }
 
     def _save(self) -> None:
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        part = self.file.with_name(f".{self.file.name}.part")
-        part.write_text("".join(json.dumps(line) + "\n" for line in [self.header, *self.rounds]), encoding="utf-8")
-        os.replace(part, self.file)
+        write_whole(self.file, "".join(json.dumps(line) + "\n" for line in [self.header, *self.rounds]))
 
 
 def read_rounds(file: Path, header: dict[str, Any]) -> list[dict[str, Any]]:

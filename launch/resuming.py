@@ -15,8 +15,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from launch.run_folder import ORIGIN, differences, may_change, write_whole
+from launch.run_folder import ORIGIN, differences, may_change
 from models.checkpoints import switch_link
+from models.files import write_whole
 from trainers import distributed
 from trainers.resume import Resume, checkpoint_in, find_resume, own_latest, read_resume
 

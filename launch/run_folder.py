@@ -24,7 +24,8 @@ from yaml import YAMLError
 
 from launch.check import show
 from launch.keys import flatten
-from models.checkpoints import repair_folder, step_folders, unwritten
+from models.checkpoints import repair_folder, step_folders
+from models.files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -302,21 +303,3 @@ def may_differ(key: str) -> bool:
 
 def _shown(flat: dict[str, Any], key: str) -> str:
     return show(flat[key]) if key in flat else "absent"
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Writes a file so that it is there whole or not at all.
-
-    Raises:
-        OSError: it could not be written, with what to do.
-    """
-    part = file.with_name(f".{file.name}.part")
-    try:
-        with open(part, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(part, file)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise unwritten(file, error) from error

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import pickle
 import re
 import shutil
 import tempfile
-import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from models.files import first_sentence, unwritten
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +52,7 @@ def read_safely(path: str | Path) -> Any:
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise ValueError(
-            f"{path} cannot be read ({_first(error)}). Is it a {Path(path).name}, and complete?"
+            f"{path} cannot be read ({first_sentence(error)}). Is it a {Path(path).name}, and complete?"
         ) from error
 
 
@@ -76,13 +76,6 @@ def read_loss_state(policy: str | Path) -> dict[str, torch.Tensor]:
     path = Path(policy)
     path = path / LOSS_STATE if path.is_dir() else path.with_name(LOSS_STATE)
     return load_file(path) if path.exists() else {}
-
-
-def _first(error: Exception) -> str:
-    """The first sentence of a message; of a long one its first words."""
-    lines = str(error).strip().splitlines()
-    sentence = lines[0].split(". ")[0].removesuffix(".") if lines else type(error).__name__
-    return textwrap.shorten(sentence, 200, placeholder=" ...")
 
 
 @dataclass
@@ -212,18 +205,6 @@ def write_folder(target: Path, fill: Callable[[Path], None]) -> None:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-def unwritten(target: Path, error: Exception) -> OSError:
-    """What to raise when something of a run could not be written: what to do, and that nothing else is lost."""
-    if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS):
-        advice = "give this user the permission to write there"
-    else:
-        advice = f"make room ({shutil.disk_usage(target.parent).free / 2**30:.2f} GiB are free there)"
-    return OSError(
-        f"{target} could not be written ({_first(error)}). What was there before is as it was: {advice}, and the same "
-        "command goes on from it."
-    )
 
 
 def repair_folder(target: Path) -> None:

@@ -22,9 +22,9 @@ from models.checkpoints import (
     remove_folder,
     step_folders,
     switch_link,
-    unwritten,
     write_folder,
 )
+from models.files import unwritten
 from scorers.progress import say
 from trainers.optimization import OPTIMIZER_BYTES
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models.files import write_whole
 from models.generation.scenarios import Drawing, Drawn, Scenario
 from models.sharding import shards_of
 from scorers.estimates import Estimate, expected_maximum_estimate, mean_estimate, share_estimate
@@ -204,14 +204,13 @@ class Generation:
             The file of the figures.
         """
         base = folder / "samples" / f"{result.scenario.name}-{examples}"
-        base.parent.mkdir(parents=True, exist_ok=True)
         lines = [
             json.dumps(asdict(sample.drawn) | {"score": sample.score}, ensure_ascii=True) + "\n"
             for sample in result.samples
         ]
-        _write(base.parent / f"{base.name}.jsonl", "".join(lines))
+        write_whole(base.parent / f"{base.name}.jsonl", "".join(lines))
         file = base.parent / f"{base.name}.json"
-        _write(file, json.dumps(self.summary(result, examples), indent=1, sort_keys=True) + "\n")
+        write_whole(file, json.dumps(self.summary(result, examples), indent=1, sort_keys=True) + "\n")
         return file
 
     def summary(self, result: ScenarioResult, examples: int) -> dict[str, Any]:
@@ -284,20 +283,10 @@ def write_alignment(folder: Path, label: str, weights: Mapping[str, Any], found:
             log.warning("%s could not be read and is written anew", file)
     if not isinstance(old, dict) or old.get("weights") != weights:
         old = {}
-    _write(file, json.dumps(old | {"label": label, "weights": weights} | found, indent=1, sort_keys=True) + "\n")
+    write_whole(file, json.dumps(old | {"label": label, "weights": weights} | found, indent=1, sort_keys=True) + "\n")
     return file
 
 
 def _units(scenario: Scenario, samples: Sequence[Scored]) -> list[str] | None:
     """What varies independently: the prompt; without prompts each sample."""
     return [sample.drawn.prompt for sample in samples] if scenario.prompts else None
-
-
-def _write(file: Path, text: str) -> None:
-    """Whole or not at all."""
-    part = file.with_name(f".{file.name}.part")
-    with open(part, "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(part, file)

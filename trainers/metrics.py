@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from models.checkpoints import unwritten
+from models.files import unwritten
 from scorers.progress import say
 from trainers import distributed
 
