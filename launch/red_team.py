@@ -272,8 +272,8 @@ def read_rounds(file: Path, header: dict[str, Any]) -> list[dict[str, Any]]:
     if not file.is_file():
         return []
     try:
-        found, *rounds = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    except ValueError:
+        found, *rounds = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+    except (ValueError, RecursionError):
         raise ValueError(f"{file} is damaged: move it away, and the search begins anew.") from None
     # Only how many rounds there are may change: the search then goes on.
     if found != header:

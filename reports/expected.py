@@ -15,8 +15,9 @@ def _expect(holds: bool, value: Any, what: str, where: str) -> None:
 
 
 def number(value: Any, where: str) -> None:
-    """Raises ValueError unless the value is a number."""
-    _expect(isinstance(value, int | float) and not isinstance(value, bool), value, "a number", where)
+    """Raises ValueError unless the value is a number, as a float may be."""
+    is_one = isinstance(value, int | float) and not isinstance(value, bool)
+    _expect(is_one and (isinstance(value, float) or abs(value) < 2**1023), value, "a number", where)
 
 
 def optional_number(value: Any, where: str) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import base64
 import io
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from typing import Any
 
 from reports.curves import DARK, LIGHT, Palette
 from reports.expected import mapping, number, optional_number, text
+from reports.inputs import read_json, read_lines
 from reports.markup import document, escape, printable, small, table
 
 FIRST = 10
@@ -64,12 +64,7 @@ def read_looks(folder: Path) -> dict[str, list[Look]]:
 
 
 def _read_look(file: Path) -> Look:
-    try:
-        about = json.loads(file.read_text(encoding="utf-8"))
-        lines = file.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()
-        samples = [json.loads(line) for line in lines]
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{file} or its .jsonl cannot be read ({error})") from None
+    about, samples = read_json(file), read_lines(file.with_suffix(".jsonl"))
     mapping(about, str(file))
     number(about.get("examples"), f"{file}: `examples`")
     mapping(about.get("metrics"), f"{file}: `metrics`")
@@ -79,7 +74,6 @@ def _read_look(file: Path) -> Look:
         for end in ("low", "high"):
             optional_number(figure.get(end), f"{file}: `{name}.{end}`")
     for place, sample in enumerate(samples, 1):
-        mapping(sample, f"{file.name}l, line {place}")
         for key in ("prompt", "completion"):
             text(sample.get(key), f"{file.name}l, line {place}: `{key}`")
         optional_number(sample.get("score"), f"{file.name}l, line {place}: `score`")

@@ -91,13 +91,13 @@ def read_run(folder: Path) -> Run:
     config = _read_config(folder / "config.yaml")
     metrics = [
         {name: value for name, value in record.items() if _is_value(value)}
-        for record in _read_lines(folder / "metrics.jsonl")
+        for record in read_lines(folder / "metrics.jsonl")
     ]
     if not metrics:
         raise ValueError(f"{folder / 'metrics.jsonl'} is empty: the run has not made a step")
     for record in metrics:
         expected.check_record(record, str(folder / "metrics.jsonl"))
-    account = _read_json(folder / "data.json") if (folder / "data.json").is_file() else {}
+    account = read_json(folder / "data.json") if (folder / "data.json").is_file() else {}
     expected.check_account(account, str(folder / "data.json"))
     return Run(config, metrics, account)
 
@@ -136,7 +136,7 @@ def read_samples(path: Path) -> Samples:
     Raises:
         ValueError: it is missing or malformed, or lacks `policy` or `reference`.
     """
-    content = _read_json(path)
+    content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("samples"), list) or not content["samples"]:
         raise ValueError(f"{path} holds no samples: {SAMPLING}")
     chosen: dict[str, Sample] = {}
@@ -185,7 +185,7 @@ def read_results(paths: Sequence[Path], samples: Samples) -> list[dict[str, Any]
     """
     lines: dict[str, dict[str, Any]] = {}
     for path in paths:
-        for line in _read_lines(path):
+        for line in read_lines(path):
             names = (setting(line, "candidate.name"), setting(line, "baseline.name"))
             if names == ("policy", "reference"):
                 expected.check_result(line, str(path))
@@ -242,7 +242,12 @@ def _opened(path: Path) -> Any:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """The contents of a JSON file.
+
+    Raises:
+        ValueError: it cannot be read, or is none.
+    """
     with _opened(path) as file:
         try:
             return json.load(file)
@@ -252,7 +257,12 @@ def _read_json(path: Path) -> Any:
             raise ValueError(f"{path} is malformed JSON: it is nested too deeply") from error
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file that has one on each line.
+
+    Raises:
+        ValueError: it cannot be read, or a line is none.
+    """
     with _opened(path) as file:
         try:
             lines = file.read().split("\n")

@@ -11,7 +11,6 @@ may differ, since that is in the intervals.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from reports import expected
+from reports.inputs import read_json
 from reports.markup import printable
 from reports.ranking_plots import plain, save
 
@@ -29,6 +30,8 @@ AXES = {
     "bits_per_byte": "bits per byte of held-out documents",
     "bits_per_byte_aligned": "bits per byte of held-out aligned documents",
 }
+NEEDS = {axis: "++kl.documents=FILE" if axis.startswith("bits") else "++kl.reference=MODEL" for axis in AXES}
+NEEDS["bits_per_byte_aligned"] += " ++kl.aligned_threshold=SCORE"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Of Okabe and Ito: people with any colour vision can tell them apart; the markers differ too."""
 MARKERS = "osD^vPX"
@@ -84,10 +87,7 @@ def read_point(given: str, axis: str, scenario: str | None = None) -> Point:
     path = path / "alignment.json" if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"{path} is not there: `python eval.py --config-path=RUN_FOLDER mode=generate` writes it")
-    try:
-        found: Any = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error})") from None
+    found = read_json(path)
     if not isinstance(found, dict):
         raise ValueError(f"{path} must be an object with label, score and {axis}")
     score = found.get("score")
@@ -101,7 +101,7 @@ def read_point(given: str, axis: str, scenario: str | None = None) -> Point:
     return Point(
         label if equals and not Path(given).exists() else str(found.get("label", path.parent.name)),
         _value(score, f"{path}: `score`", "mode=generate with a scorer"),
-        _value(found.get(axis), f"{path}: `{axis}`", "mode=kl"),
+        _value(found.get(axis), f"{path}: `{axis}`", f"mode=kl {NEEDS[axis]}"),
         found.get("direction") != "higher_is_better",
         str(found.get("scorer") or ""),
         str(reference.get("name", "")),
@@ -158,9 +158,10 @@ def _value(found: Any, where: str, mode: str) -> Value:
         raise ValueError(f"{where} is not there: `python eval.py --config-path=RUN_FOLDER {mode}` writes it")
     numbers = [found.get(key) for key in ("mean", "low", "high")]
     for name, number in zip(("mean", "low", "high"), numbers, strict=True):
-        wanted = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
-        if not wanted and (name == "mean" or number is not None):
-            raise ValueError(f"{where}: `{name}` must be a number, not {repr(number)[:40]}")
+        if name == "mean" or number is not None:
+            expected.number(number, f"{where}: `{name}`")
+            if not math.isfinite(number):
+                raise ValueError(f"{where}: `{name}` must be a number, not {number}")
     return Value(*numbers)
 
 

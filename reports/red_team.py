@@ -8,7 +8,6 @@ Several files are drawn together, such as those of several methods under one att
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from reports.expected import mapping, number, optional_number, text
+from reports.inputs import read_lines
 from reports.markup import printable
 from reports.pareto import COLOURS, MARKERS
 from reports.ranking_plots import plain, save
@@ -49,8 +49,7 @@ def read_rounds(path: Path) -> Rounds:
     if not path.is_file():
         raise ValueError(f"{path} is not there: `python eval.py --config-path=RUN_FOLDER mode=red_team` writes it")
     try:
-        header, *lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        mapping(header, f"{path}: its first line")
+        header, *lines = read_lines(path)
         _check(lines, path)
     except ValueError as error:
         raise ValueError(f"{path} is no file of rounds ({error})") from None

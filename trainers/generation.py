@@ -251,7 +251,7 @@ class Generation:
             rows: list[list[Any]] = []
             files = {int(file.stem.rpartition("-")[2]): file for file in saved_samples(folder, scenario.name)}
             for examples, file in sorted(files.items()):
-                samples = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+                samples = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
                 rows += [[examples, one["prompt"], one["completion"], one["score"]] for one in samples]
             tables[f"generation/{scenario.name}/all_samples"] = (["step", "prompt", "continuation", "score"], rows)
         return tables

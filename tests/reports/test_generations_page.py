@@ -84,6 +84,15 @@ def results(folder: Path, label: str, score: float, kl: float, /, **changes: obj
     return file
 
 
+def test_a_sample_may_hold_what_other_programs_take_for_the_end_of_a_line(tmp_path):
+    """Prevents a page that cannot be made because a model wrote U+2028, which splits lines elsewhere."""
+    write_look(tmp_path, 8)
+    row = {"prompt": "", "completion": "one\u2028two\x85three", "score": 0.1}
+    (tmp_path / "samples" / "free-8.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    (look,) = generations.read_looks(tmp_path)["free"]
+    assert [one["completion"] for one in look.samples] == [row["completion"]]
+
+
 def test_the_front_is_what_nothing_beats(tmp_path, capsys):
     """Prevents a front through beaten runs, and one in the wrong direction where a high score is good."""
     values = {"mle": (0.5, 1.0), "conditional": (0.1, 1.2), "filtering": (0.3, 1.3), "awr": (0.5, 1.4)}
@@ -104,10 +113,13 @@ def test_the_front_is_what_nothing_beats(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "axis", "message"),
     [
-        ({}, "bits_per_byte", r"`bits_per_byte` is not there: .*mode=kl"),
+        ({}, "bits_per_byte", r"`bits_per_byte` is not there: .*mode=kl \+\+kl.documents=FILE` writes"),
+        ({"kl": None}, "kl", r"`kl` is not there: .*mode=kl \+\+kl.reference=MODEL` writes"),
         ({"score": None}, "kl", r"`score` is not there: .*mode=generate"),
         ({"score": {"mean": None}}, "kl", "must be a number"),
         ({"kl": {"mean": 1.0, "low": "x"}}, "kl", "`low` must be a number"),
+        ({"kl": {"mean": 10**400}}, "kl", "`mean` must be a number"),
+        ({"kl": {"mean": float("inf")}}, "kl", "`mean` must be a number"),
     ],
 )
 def test_what_a_run_lacks_is_named(changes: dict, axis: str, message: str, tmp_path):
@@ -123,9 +135,10 @@ def test_runs_without_a_common_axis_are_not_compared(tmp_path, capsys):
         other = results(tmp_path, "b", 0.5, 1.0, **changes)
         assert pareto.main([str(first), str(other), "--output", str(tmp_path / "x.png")]) == 2
         assert f"different {words}" in capsys.readouterr().err
-    (tmp_path / "broken.json").write_text("[")
+    for contents in ("[", "[" * 100_000):
+        (tmp_path / "broken.json").write_text(contents)
+        assert pareto.main([str(tmp_path / "broken.json")]) == 2
     assert not (tmp_path / "x.png").exists()
-    assert pareto.main([str(tmp_path / "broken.json")]) == 2
     assert pareto.main([str(tmp_path / "nowhere.json")]) == 2
 
 
@@ -211,6 +224,7 @@ def test_a_search_over_its_rounds(tmp_path, capsys):
     output = tmp_path / "plot.png"
     assert red_team.main([str(file), "--output", str(output)]) == 0 and output.read_bytes().startswith(b"\x89PNG")
     assert "worst of many noisy means" in capsys.readouterr().out
-    file.write_text("{}\n[]\n")
-    assert red_team.main([str(file)]) == 2 and "no file of rounds" in capsys.readouterr().err
+    for contents in ("{}\n[]\n", "{}\n" + "[" * 100_000, '{}\n{"round": 1' + "0" * 400 + "}"):
+        file.write_text(contents)
+        assert red_team.main([str(file)]) == 2 and "no file of rounds" in capsys.readouterr().err
     assert red_team.main([str(rounds(tmp_path, one_round(0, None)))]) == 2
