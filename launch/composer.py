@@ -129,9 +129,15 @@ class Composer:
         chosen = [_line(override) for override in overrides if self.is_choice(override)]
         return self._compose(chosen, None)
 
-    def check_keys(self, overrides: Sequence[Override], schema: DictConfig) -> None:
-        """Refuses a value whose key is not in the schema, and what would take a key away."""
+    def check_keys(self, overrides: Sequence[Override], schema: DictConfig, saved: DictConfig | None = None) -> None:
+        """Refuses a value whose key is not in the schema, and what would take a key away.
+
+        Args:
+            saved: a config whose scenarios are there too.
+        """
         keys = flatten(OmegaConf.to_container(schema, resolve=False))
+        if saved is not None:
+            keys |= {key: None for key in flatten(OmegaConf.to_container(saved, resolve=False)) if is_open(key)}
         for override in overrides:
             if self.is_choice(override) or override.key_or_group.split(".")[0] == "hydra":
                 continue

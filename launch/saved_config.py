@@ -155,7 +155,7 @@ def _laid_over(composer: Composer, overrides: list[Override], saved: DictConfig)
                 schema.model.trust_remote_code = False
     schema[SEVERAL] = {name: schema[SEVERAL][name] if name in known else saved[SEVERAL][name] for name in wanted}
     values = [override for override in overrides if not composer.is_choice(override)]
-    composer.check_keys(values, schema)
+    composer.check_keys(values, schema, saved)
     config = _overlay(schema, saved)
     config.mode = "sample"
     with readable_errors():

@@ -47,6 +47,17 @@ def test_overrides_may_stand_on_both_sides(run):
     assert (config.n_samples, config.mode) == (5, "eval")
 
 
+def test_a_saved_scenario_is_changed_like_any_key(run):
+    """Prevents that a scenario which the run has must be added to it, as if it were new."""
+    scenario = "generation.scenarios.free"
+    edit(run, **{f"{scenario}.n_samples": 8, f"{scenario}.max_new_tokens": 4})
+    here = [f"--config-path={run}", "mode=generate"]
+    config, _ = compose_for_eval([*here, f"{scenario}.n_samples=3"])
+    assert config.generation.scenarios.free == {"n_samples": 3, "max_new_tokens": 4}
+    with pytest.raises(ValueError, match=r"is added: \+generation.scenarios.other"):
+        compose_for_eval([*here, "generation.scenarios.other.n_samples=3"])
+
+
 def test_how_a_run_was_distributed_is_the_training_s_matter(run, capsys):
     """Prevents a sharded run, or one from before there was sharding, that one process cannot evaluate or go on with."""
     sharded = compose(["model=tiny", "distributed=fsdp", "distributed.hybrid=true"])
