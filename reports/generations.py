@@ -102,8 +102,10 @@ def _opening(look: Look) -> str:
     said.append(f"scorer: {look.about.get('scorer') or 'none'}")
     notes = look.about.get("notes")
     said += [str(note).rstrip(".") for note in (notes if isinstance(notes, list) else [])]
-    if look.about.get("unscored"):
-        said.append(f"{look.about['unscored']} samples could not be scored and are in no figure of the score")
+    unscored = look.about.get("unscored")
+    if unscored:  # reason -> samples, in older files their number alone
+        reasons = [f"{count} {why}" for why, count in unscored.items()] if isinstance(unscored, dict) else [unscored]
+        said.append(f"samples without a score, which are in no figure of it: {', '.join(map(str, reasons))}")
     missing = look.about.get("missing")
     said += [f"{key} is not there: {why}" for key, why in (missing if isinstance(missing, dict) else {}).items()]
     return small(escape("; ".join(map(str, said)) + "."))

@@ -96,10 +96,18 @@ class Scorer(ABC):
 
     def score(self, samples: Sequence[Sample]) -> list[float | None]:
         """One score for each sample: of its completion, or with `reads_prompt` of prompt and completion together."""
-        texts = [one.prompt + one.completion if self.reads_prompt else one.completion for one in samples]
+        texts = [self.text_of(one) for one in samples]
         flaws = [self.flaw_of(text) for text in texts]
         scores = iter(self.checked_scores([text for text, flaw in zip(texts, flaws, strict=True) if flaw is None]))
         return [next(scores) if flaw is None else None for flaw in flaws]
+
+    def text_of(self, sample: Sample) -> str:
+        """What of a sample is scored."""
+        return sample.prompt + sample.completion if self.reads_prompt else sample.completion
+
+    def reason(self, sample: Sample) -> str:
+        """Why `score` gives none for a sample, in a few words."""
+        return self.score_documents([self.text_of(sample)])[0].flaw or NO_SCORE
 
     def score_segments(self, text: str) -> list[Segment]:
         """The segments of a text, which cover it exactly, with their scores."""

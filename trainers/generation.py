@@ -12,6 +12,7 @@ import json
 import logging
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from models.files import write_whole
 from models.generation.scenarios import Drawing, Drawn, Scenario
 from models.sharding import shards_of
 from scorers.estimates import Estimate, expected_maximum_estimate, mean_estimate, share_estimate
+from scorers.printable import printable
 from scorers.scorer import Sample, Scorer
 from scorers.text_metrics import OF_WHOLE_TEXTS, text_metric
 from trainers import distributed
@@ -40,10 +42,11 @@ MAXIMUM_OF = 25
 
 @dataclass(frozen=True)
 class Scored:
-    """A sample with its score; None where it has none."""
+    """A sample with its score; None where it has none, and then why, if there is a scorer."""
 
     drawn: Drawn
     score: float | None
+    flaw: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,14 +55,14 @@ class ScenarioResult:
 
     Attributes:
         estimates: by their logged names.
-        unscored: samples that the scorer could not score; they are in no figure of the score.
+        unscored: reason -> samples that the scorer could not score; they are in no figure of the score.
         missing: why a figure is not there, by its name.
     """
 
     scenario: Scenario
     samples: list[Scored]
     estimates: dict[str, Estimate]
-    unscored: int
+    unscored: dict[str, int]
     missing: dict[str, str]
     seconds: float
 
@@ -75,7 +78,7 @@ class ScenarioResult:
             found["score_max"] = max(scores)
         found |= {"samples": len(self.samples), "samples_per_second": len(self.samples) / max(self.seconds, 1e-9)}
         if self.scored_at_all:
-            found["unscored"] = self.unscored
+            found["unscored"] = sum(self.unscored.values())
         return {f"generation/{self.scenario.name}/{name}": value for name, value in found.items()}
 
     @property
@@ -142,24 +145,20 @@ class Generation:
         # A sharded model goes forward on all processes together: each draws everything.
         part, parts = (0, 1) if shards_of(policy) is not None else (distributed.rank(), distributed.processes())
         own = self.drawing.draw(policy, scenario, part, parts, before_batch)
-        scores = self._scores(scenario, own)
-        share = list(zip(own, scores, strict=True))
+        share = self._with_scores(scenario, own)
         shares = distributed.gather_objects(share) if parts > 1 else [share]
-        samples = []
-        for everybody in zip(*shares, strict=True):
-            drawn, score = next(pair for pair in everybody if pair[0] is not None)
-            samples.append(Scored(drawn, score))
-        return samples
+        return [next(one for one in everybody if one is not None) for everybody in zip(*shares, strict=True)]
 
-    def _scores(self, scenario: Scenario, own: Sequence[Drawn | None]) -> list[float | None]:
-        """Those of the samples that this process drew."""
-        if self.scorer is None:
-            return [None] * len(own)
+    def _with_scores(self, scenario: Scenario, own: Sequence[Drawn | None]) -> list[Scored | None]:
+        """The samples that this process drew, in the places of all."""
         made = [one for one in own if one is not None]
+        if self.scorer is None or not made:
+            return [None if one is None else Scored(one, None) for one in own]
         texts = [self._sample(scenario, one) for one in made]
-        scores = iter(self.scorer.score(texts) if texts else [])
-        found = [None if one is None else next(scores) for one in own]
-        return [None if score is None or score != score else float(score) for score in found]
+        scores = [None if one is None or one != one else float(one) for one in self.scorer.score(texts)]
+        flaws = [self.scorer.reason(text) if score is None else None for text, score in zip(texts, scores, strict=True)]
+        scored = iter(map(Scored, made, scores, flaws))
+        return [None if one is None else next(scored) for one in own]
 
     def _sample(self, scenario: Scenario, drawn: Drawn) -> Sample:
         """What is scored: with its prompt for a scorer that judges completions of prompts, else a text."""
@@ -190,11 +189,15 @@ class Generation:
                 estimates[name] = function(whole if metric in OF_WHOLE_TEXTS else texts, units)
             except ValueError as error:
                 missing[name] = str(error)
-        unscored = 0 if self.scorer is None else len(samples) - len(known)
+        unscored = dict(Counter(sample.flaw for sample in samples if sample.flaw is not None))
         for name, why in missing.items():
             log.warning("generation/%s/%s is not there: %s", scenario.name, name, why)
         if unscored:
-            log.warning("generation/%s: %d of %d samples could not be scored", scenario.name, unscored, len(samples))
+            reasons = ", ".join(f"{count} {printable(reason)}" for reason, count in unscored.items())
+            count = sum(unscored.values())
+            log.warning(
+                "generation/%s: %d of %d samples could not be scored: %s", scenario.name, count, len(samples), reasons
+            )
         return ScenarioResult(scenario, samples, estimates, unscored, missing, seconds)
 
     def save(self, result: ScenarioResult, folder: Path, examples: int) -> Path:
@@ -205,7 +208,10 @@ class Generation:
         """
         base = folder / "samples" / f"{result.scenario.name}-{examples}"
         lines = [
-            json.dumps(asdict(sample.drawn) | {"score": sample.score}, ensure_ascii=True) + "\n"
+            json.dumps(
+                asdict(sample.drawn) | {"score": sample.score} | ({} if sample.flaw is None else {"flaw": sample.flaw})
+            )
+            + "\n"
             for sample in result.samples
         ]
         write_whole(base.parent / f"{base.name}.jsonl", "".join(lines))

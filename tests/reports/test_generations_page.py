@@ -22,7 +22,7 @@ def write_look(folder: Path, examples: int, score: float = 0.5, /, **changes: ob
     about = {
         "scenario": "free", "examples": examples, "metrics": {"score": figure(score), "length": figure(10.0)},
         "settings": {"temperature": 0.7, "prefix": HOSTILE}, "scorer": "letter", "direction": "higher_is_worse",
-        "unscored": 1, "notes": ["Names are not found."], "missing": {"score_max@25": "too few"},
+        "unscored": {"no Python": 1}, "notes": ["Names are not found."], "missing": {"score_max@25": "too few"},
     }  # fmt: skip
     (folder / "samples" / f"free-{examples}.json").write_text(json.dumps(about | changes))
     rows = [
@@ -45,7 +45,7 @@ def test_the_page_shows_figures_and_escaped_samples(tmp_path, capsys):
     page = output.read_text()
     assert neighbour.read_text() == "somebody's" and len(list(output.parent.iterdir())) == 2
     assert "<script" not in page and "&lt;script&gt;" in page and "\x1b" not in page
-    assert "0.3 to 0.5" in page and "0.4 to 0.6" in page and "1 samples could not be scored" in page
+    assert "0.3 to 0.5" in page and "0.4 to 0.6" in page and "in no figure of it: 1 no Python" in page
     assert page.count("data:image/png") == 4, "score and length, light and dark"
     assert page.index("worst text") < page.index("&lt;script&gt;alert", page.index("The worst scores"))
     assert (

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from launch.saved_config import compose_for_eval
 from launch.train import run
 from models.byte_tokenizer import byte_tokenizer
 from models.generation.scenarios import Drawing, Drawn, Scenario
+from scorers.scorer import TOO_LONG
 from tests import test_resume, tiny
 from tests.scorers.fixed import LetterScorer
 from trainers.generation import Generation, Scored, write_alignment
@@ -168,12 +170,29 @@ def test_what_a_scorer_cannot_score_is_counted():
     assert sorted(text[0] for text in scorer.seen) == ["a", "a", "b", "b"], "prompt and completion are scored together"
     drawn = [one.drawn for one in made.scored(tiny.tiny_model(), scenario)]
     scored = [Scored(one, score) for one, score in zip(drawn, (0.6, None, 0.2, 0.4), strict=True)]
+    scored[1] = replace(scored[1], flaw="no text")
     result = made.measured(scenario, scored, 2.0)
     record = result.record()
     assert record["generation/s/score"] == pytest.approx(0.4) and record["generation/s/unscored"] == 1
     assert record["generation/s/num_hits"] == pytest.approx(1 / 3) and record["generation/s/score_max"] == 0.6
     assert record["generation/s/samples_per_second"] == 2.0
     assert result.missing["score_max@25"] == "3 scored samples, and it needs 25"
+    assert result.unscored == {"no text": 1}
+
+
+def test_why_a_sample_has_no_score_is_kept(tmp_path, caplog):
+    """Prevents samples that are left out of a mean, and nobody can find out which and why."""
+    scorer, scenario = LetterScorer(), Scenario("s", 4, 5)
+    scorer.max_characters = 2
+    made = Generation([scenario], drawing(), scorer)
+    (result,) = made.results(tiny.tiny_model())
+    long = [len(one.drawn.completion) > 2 for one in result.samples]
+    assert any(long) and [one.score is None for one in result.samples] == long
+    assert result.unscored == {TOO_LONG: sum(long)} and f"{sum(long)} {TOO_LONG}" in caplog.text
+    file = made.save(result, tmp_path, 8)
+    assert json.loads(file.read_text())["unscored"] == result.unscored
+    rows = [json.loads(line) for line in file.with_suffix(".jsonl").read_text().splitlines()]
+    assert [row.get("flaw") for row in rows] == [TOO_LONG if one else None for one in long]
 
 
 def test_a_hit_is_above_the_threshold():
