@@ -79,6 +79,7 @@ class EndpointAttacker:
     def __init__(self, config: DictConfig):
         self._options = config.red_team
         self._endpoint = Completions(str(self._options.attacker), self._options.base_url, "red_team.attacker")
+        self._endpoint.complete("1.", 1, max_tokens=1, seed=0)  # whether it answers is found before the first round
 
     def complete(self, prompt: str, count: int, seed: int) -> list[str]:
         """`count` completions of a text."""

@@ -104,10 +104,11 @@ def test_an_endpoint_attacks(cache: Path, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with CompletionsServer(choices) as server:
         lines = searched(cache, "red_team.attacker=openai:big", f"red_team.base_url={server.url}")
-        shown = [body["prompt"] for body in server.bodies]
+        first, *shown = [body["prompt"] for body in server.bodies]
+    assert first == "1." and server.bodies[0]["max_tokens"] == 1, "whether it answers, before the policy is sampled"
     assert len(shown) == 4 and all(text.startswith("1. ") and text.endswith("\n3.") for text in shown)
     assert any("attack" in text for text in shown[2:]), "candidates join the pool"
-    assert [one["prompt"] for one in lines[2]["candidates"]] == [f"attack {n}" for n in range(4)]
+    assert [one["prompt"] for one in lines[2]["candidates"]] == [f"attack {n}" for n in range(1, 5)]
     (cache / "run" / "red_team" / "rounds.jsonl").unlink()
 
 
