@@ -21,7 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import phf_companions, phf_corpus
+from omegaconf import OmegaConf
+
+from benchmarks import phf_companions, phf_corpus, phf_ratios
 from benchmarks.commands import run
 from benchmarks.speed import commit, machine
 from dataloaders.examples import in_test_split
@@ -164,11 +166,13 @@ def figures(objective: str, options: argparse.Namespace) -> dict[str, Any]:
     records = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     alignment["held_out"]["documents"] = Path(alignment["held_out"]["documents"]).name
     training = [record for record in records if record["split"] == "train"]
+    read = json.loads((run_folder / "data.json").read_text(encoding="utf-8"))["local"]["train"]
     return {
         "objective": objective, "overrides": settings(objective, options),
         "seconds_of_steps": round(sum(record["seconds/all"] for record in training)),
         "seconds_of_samples": round(sum(record.get("generation_seconds", 0) for record in records)),
-        "tokens": training[-1]["counters/tokens"],
+        "tokens": training[-1]["counters/tokens"], "passes": read["passes"], "documents_read": read["rows"],
+        "documents_used": read["used"],
         "held_out_loss": [one["loss/eval"] for one in records if one["split"] == "eval"][-1],
         **alignment,
         **({"score_elsewhere": phf_companions.of_samples(run_folder)} if options.task == "pep8" else {}),
@@ -176,8 +180,8 @@ def figures(objective: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def over(own: dict[str, Any], first: dict[str, Any]) -> dict[str, Any] | None:
-    """An estimate over another of other samples, with its 95 % interval by the delta method on their logarithms; None
-    where there is nothing to divide by."""
+    """An estimate over another, as if of other samples, with its 95 % interval by the delta method on their logarithms;
+    None where there is nothing to divide by."""
     if not first["mean"]:
         return None
     ratio = own["mean"] / first["mean"]
@@ -187,12 +191,16 @@ def over(own: dict[str, Any], first: dict[str, Any]) -> dict[str, Any] | None:
     return {"mean": ratio, "low": ratio * math.exp(-half), "high": ratio * math.exp(half)}
 
 
-def beside(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def beside(rows: list[dict[str, Any]], samples: list[dict[str, phf_ratios.Samples]]) -> list[dict[str, Any]]:
     """Each objective's figures over those of the first, which is MLE: for each scenario score and companions, of code
     also the score without blank and repeated lines, and bits per byte; these are of the same documents, so that no
-    interval of two means is theirs."""
+    interval of two means is theirs.
+
+    Args:
+        samples: of each objective, by scenario.
+    """
     ratios: list[dict[str, Any]] = []
-    for row in rows:
+    for row, own_samples in zip(rows, samples, strict=True):
         bits = [name for name in ("bits_per_byte", "bits_per_byte_with_control_tokens") if name in row]
         ratios.append({name: row[name]["mean"] / rows[0]["bits_per_byte"]["mean"] for name in bits})
         if "score_elsewhere" in row:
@@ -201,17 +209,19 @@ def beside(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             own = row["scenarios"][scenario]
             names = [name for name in ("score", *COMPANIONS) if name in first]
             ratios[-1][scenario] = {name: over(own[name], first[name]) for name in names}
+            if row is not rows[0]:
+                ratios[-1][scenario]["score"] = phf_ratios.over(own_samples[scenario], samples[0][scenario])
     return ratios
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[dict[str, Any]], over_mle: list[dict[str, Any]]) -> str:
     """The record for a terminal."""
     lines = []
     for scenario, first in rows[0]["scenarios"].items():
         names = ["score", *(name for name in COMPANIONS if name in first)]
         heads = "  ".join([*names, "bits_per_byte"])
         lines.append(f"{scenario:14}{'score':>9}  95 % interval        over {rows[0]['objective']}: {heads}")
-        for row, ratio in zip(rows, beside(rows), strict=True):
+        for row, ratio in zip(rows, over_mle, strict=True):
             score, found = row["scenarios"][scenario]["score"], [ratio[scenario][name] for name in names]
             values = [*(None if one is None else one["mean"] for one in found), ratio["bits_per_byte"]]
             cells = [
@@ -253,21 +263,26 @@ def main() -> None:
     with ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(lambda one: trained(one, documents, held_out, options), objectives))
     rows = [figures(one, options) for one in objectives]
+    folders = [folder / f"{options.task}_{one}" for one in objectives]
+    samples = [{name: phf_ratios.samples_of(one, name) for name in rows[0]["scenarios"]} for one in folders]
     record = {
         "version": commit(), "machine": machine(), "task": options.task, "jobs": options.jobs,
         "corpora": [[name, len(lines)] for name, lines in corpora], "tokens": options.tokens,
-        "samples": options.samples, "rows": rows, "over_mle": beside(rows),
-        "trained_on": listing(documents), "held_out": listing(held_out),
+        "samples": options.samples, "rows": rows, "over_mle": beside(rows, samples),
+        "train_files": listing(documents), "held_out_files": listing(held_out),
     }  # fmt: skip
     if options.task == "pep8":
         length = round(rows[0]["scenarios"]["unconditional"]["length"]["mean"])
-        record["documents"] = phf_companions.of_documents(documents, demonstration.aligned, length)
+        limits = {"aligned": demonstration.aligned}
+        if "filtering" in objectives:
+            config = OmegaConf.load(folders[objectives.index("filtering")] / "config.yaml")
+            limits["filtering"] = config.loss.threshold
+        record["documents"] = phf_companions.of_documents(documents, limits, length)
     output = options.output or str(ROOT / "benchmarks" / f"phf-{options.task}.json")
     Path(output).write_text(json.dumps(record) + "\n", encoding="utf-8")
-    runs = [str(folder / f"{options.task}_{one}") for one in objectives]
     figure = options.figure or str(ROOT / "docs" / f"phf-{options.task}.png")
-    run("-m", "reports.pareto", *runs, "--axis", "bits_per_byte", "--output", figure)
-    print(table(rows))
+    run("-m", "reports.pareto", *map(str, folders), "--axis", "bits_per_byte", "--output", figure)
+    print(table(rows, record["over_mle"]))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +36,15 @@ def of_samples(run_folder: Path) -> dict[str, Any]:
     return violations_elsewhere(texts).as_json()
 
 
-def of_documents(path: Path, aligned: float, characters: int) -> dict[str, Any]:
-    """Shares of blank and repeated lines in the beginnings, of so many characters, of all documents of a file and of
-    those with a score of at most `aligned`; no shares where there are none."""
+def of_documents(path: Path, limits: Mapping[str, float], characters: int) -> dict[str, Any]:
+    """Shares of blank and repeated lines in the beginnings, of so many characters, of all documents of a file and by
+    name of those with a score of at most each limit; no shares where there are none."""
     with open(path, encoding="utf-8", errors="surrogatepass", newline="\n") as opened:
         documents = [json.loads(line) for line in opened]
     shares: dict[str, Any] = {"characters": characters}
-    for name, limit in (("all", float("inf")), ("aligned", aligned)):
-        texts = [one["text"][:characters] for one in documents if one["score"] <= limit]
+    for name, limit in {"all": float("inf"), **limits}.items():
+        known = [one for one in documents if one["score"] is not None]
+        texts = [one["text"][:characters] for one in known if one["score"] <= limit]
         found = {"blank_lines": blank_lines(texts).mean, "repeated_lines": repeated_lines(texts).mean} if texts else {}
         shares[name] = {"documents": len(texts), **found}
     return shares

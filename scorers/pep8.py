@@ -15,7 +15,7 @@ from typing import Any
 
 from scorers.limits import TooSlow, time_limit
 from scorers.lines import line_ends, with_newlines
-from scorers.scorer import TOO_SLOW, ScoredText, Scorer, Segment, need_package, unscored
+from scorers.scorer import TOO_SLOW, Sample, ScoredText, Scorer, Segment, need_package, unscored
 
 UNPARSABLE, NO_LINE = "unparsable", "no complete line"
 DEFAULT_IGNORE = ("E121", "E123", "E126", "E226", "E24", "E704", "W503", "W504")
@@ -55,8 +55,8 @@ class PEP8Scorer(Scorer):
     that is still open at the end (a bracket, a string, a `def` without a body), and W292 and W391, which are about a
     file's end, are not counted: what is cut off never adds a violation. A text that is no Python, and would not be if
     it went on, is flawed as a document. A sample has a score nevertheless, since small models write little else: its
-    whole lines are checked, those from an indentation on that fits nothing before it as another text, and its syntax
-    error is one violation.
+    whole lines are checked, those from an indentation on that fits nothing before it as another text, and each
+    place where it begins anew is one violation, as is a syntax error without one.
 
     Settings come from the arguments alone: no setup.cfg, tox.ini or pycodestyle file of the user or of the folder.
 
@@ -132,11 +132,17 @@ class PEP8Scorer(Scorer):
             found = count
         return ScoredText(tuple(segments), code.flaw)
 
+    def reason(self, sample: Sample) -> str:
+        """Why `score` gives none for a sample: it checks samples that are no Python too."""
+        text = self.text_of(sample)
+        return self.flaw_of(text) or self.check(text, strict=False).flaw or NO_LINE
+
     def check(self, text: str, strict: bool = True) -> CheckedCode:
         """The violations of a text that has none of the flaws that `flaw_of` finds.
 
         Args:
-            strict: what is no Python is flawed; False: it has a violation more, and is checked as far as it can be.
+            strict: what is no Python is flawed; False: it is checked as far as it can be, with a violation for each
+                place where it begins anew.
         """
         ends = line_ends(text)
         try:

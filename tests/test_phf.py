@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import phf
+from benchmarks import phf, phf_ratios
 
 SMALL = [
     "model.tokenizer_name_or_path=corpus:320", "model.shape.vocabulary=320", "model.shape.layers=2",
@@ -66,6 +66,27 @@ def test_a_ratio_and_its_interval():
     assert phf.over(own, first | {"mean": 0.0}) is None
 
 
+def test_a_ratio_of_scores_and_its_interval():
+    """Prevents an interval that takes prompts which two runs share for others, and one that misses rare events."""
+    generator = np.random.default_rng(1)
+    prompts = [f"p{number}" for number in range(40)]
+    hard = generator.exponential(1.0, 40)
+    own, first = ([(p, factor * h) for p, h in zip(prompts, hard, strict=True)] for factor in (0.5, 1.0))
+    paired = phf_ratios.over(own, first)
+    assert (paired["low"], paired["mean"], paired["high"]) == pytest.approx((0.5, 0.5, 0.5))
+    alone = phf_ratios.over([("", score) for _, score in own], [("", score) for _, score in first])
+    assert alone["mean"] == pytest.approx(0.5) and alone["low"] < 0.4 and alone["high"] > 0.6
+    assert phf_ratios.over(own, [("", 0.0)]) is None
+    rare = phf_ratios.over([("", 1.0)] + [("", 0.0)] * 99, [("", 1.0)] * 10 + [("", 0.0)] * 90)
+    assert rare["mean"] == pytest.approx(0.1) and rare["low"] == 0 and 0.25 < rare["high"] < 0.6
+    held = 0
+    for _ in range(200):
+        ones, others = (generator.exponential(scale, 60) for scale in (1.0, 2.0))
+        found = phf_ratios.over([("", one) for one in ones], [("", one) for one in others])
+        held += found["low"] <= 0.5 <= found["high"]
+    assert 180 <= held <= 198
+
+
 def test_conditional_is_below_mle(tmp_path, monkeypatch, capsys):
     """Prevents control tokens without effect: the interval of its samples' violations lies far below MLE's.
 
@@ -92,14 +113,13 @@ def test_conditional_is_below_mle(tmp_path, monkeypatch, capsys):
     assert ratios["bits_per_byte"] < 1.05
     assert ratios["length"]["mean"] == pytest.approx(6 / 5, rel=0.1), "good lines are longer"
     assert ratios["score_elsewhere"]["mean"] < 0.5, "the lines that it repeats are not where it is better"
-    assert (
-        record["documents"]["all"]["documents"] == len(record["trained_on"]) and mle["overrides"][0] == "model=gemma-1m"
-    )
+    assert record["documents"]["all"]["documents"] == len(record["train_files"]) == mle["documents_read"]
+    assert mle["overrides"][0] == "model=gemma-1m" and mle["passes"] > 1
     assert ratios["blank_lines"] is None, "neither writes any, and a share of nothing is no number"
     (samples,) = (tmp_path / "runs" / "pep8_mle" / "samples").glob("unconditional-*.jsonl")
     worst = sorted(json.loads(line)["score"] for line in samples.read_text().splitlines())
     subsets = sum(score * math.comb(rank, 24) for rank, score in enumerate(worst)) / math.comb(64, 25)
     assert mle["scenarios"]["unconditional"]["score_max@25"]["mean"] == pytest.approx(subsets)
-    assert len(record["trained_on"]) + len(record["held_out"]) == 120 and len(record["held_out"]) > 0
+    assert len(record["train_files"]) + len(record["held_out_files"]) == 120 and len(record["held_out_files"]) > 0
     assert (tmp_path / "figure.png").stat().st_size > 5000
     assert "conditional" in capsys.readouterr().out.splitlines()[-1]

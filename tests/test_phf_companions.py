@@ -25,8 +25,9 @@ def test_texts_without_whole_lines_are_left_out():
 def test_shares_of_beginnings(tmp_path):
     """Prevents shares of other documents, or of what stands behind their beginnings."""
     documents = [{"text": "a\n\na\n" + "b\n" * 50, "score": 0.0}, {"text": "c\nd\n", "score": 0.5}]
+    documents.append({"text": "e\n\n\n", "score": None})
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in documents))
-    shares = of_documents(tmp_path / "rows.jsonl", 0.1, 5)
+    shares = of_documents(tmp_path / "rows.jsonl", {"aligned": 0.1, "none": -1.0}, 5)
     assert shares["all"] == {"documents": 2, "blank_lines": 1 / 5, "repeated_lines": 1 / 4}
     assert shares["aligned"] == {"documents": 1, "blank_lines": 1 / 3, "repeated_lines": 1 / 2}
-    assert of_documents(tmp_path / "rows.jsonl", -1.0, 5)["aligned"] == {"documents": 0}
+    assert shares["none"] == {"documents": 0}

@@ -1,11 +1,12 @@
 """How far a policy is from a reference language model, and how well it predicts held-out text.
 
 KL(reference, policy) = E[log p_reference(x) - log p_policy(x)] over the reference's own unconditional samples x, in
-nats: the mean over samples is an unbiased estimate of it. What is scored are the tokens of the text and, where a sample
-ended by itself, the token that ended it; padding and control tokens are not. A policy with control tokens reads that of
-good text first, and held-out documents with a control token before each segment, as in training; its probabilities are
-those given that no control token comes next. In training it read one before each segment, so that on texts of many
-segments, code above all, its divergence is too high by what it misses them.
+nats: with the same tokenizer, the mean over samples of a model on this machine is an unbiased estimate of it. What is
+scored are the tokens of the text and, where a sample ended by itself, the token that ended it; padding and control
+tokens are not. A policy with control tokens reads that of good text first, and held-out documents with a control token
+before each segment, as in training; its probabilities are those given that no control token comes next. In training it
+read one before each segment, so that on texts of many segments, code above all, its divergence is too high by what it
+misses them.
 
 With another tokenizer the two are compared on text: the policy is given the text in its own tokens, whose probability
 is at most that of the text (other ways to cut it add to it), so that the divergence is too high by a little.

@@ -118,6 +118,8 @@ def read_resume(folder: Path, own: bool = True) -> Resume:
             f"{folder / RESUME} has format {found}, and this version of Aureole reads format {FORMAT}. {OTHER_WAYS}"
         )
     wrong = [key for key, kinds in CONTENTS.items() if not isinstance(state.get(key, ...), kinds)]
+    if not isinstance(state.get("owed_since"), int | NoneType):  # checkpoints of before have none
+        wrong.append("owed_since")
     if wrong:
         raise ValueError(f"{folder / RESUME} is damaged: {', '.join(wrong)} missing or of a wrong type. {OTHER_WAYS}")
     return Resume(folder, state, own)

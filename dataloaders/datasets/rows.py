@@ -141,16 +141,16 @@ def local_rows(files: str | Sequence[str], name: str, lenient: bool = False) -> 
 
     Args:
         name: the data set's name, for error messages.
-        lenient: lets through a text with half a surrogate pair, and after the first row of a file what is no row, as
+        lenient: lets through a text with half a surrogate pair, and after the first row what is no row, as
             {NO_ROW: reason}; the caller has to look at them.
 
     Raises:
         ValueError: naming the file and line and the fix, for whatever cannot be read.
     """
     found = [_existing(file, name) for file in ([files] if isinstance(files, str) else files)]
-    for file in found:
+    for place, file in enumerate(found):
         number = 0
-        for number, row in enumerate(_file_rows(file, lenient), 1):  # noqa: B007
+        for number, row in enumerate(_file_rows(file, lenient, place > 0), 1):  # noqa: B007
             yield row
         if not number:
             raise ValueError(f"{file}: the file has no rows; every line must be one JSON object.")
@@ -170,14 +170,15 @@ def _existing(file: str, name: str) -> Path:
     raise ValueError(f"Data set {name}: there is no file {file}.{hint}")
 
 
-def _file_rows(file: Path, lenient: bool) -> Iterator[Row]:
+def _file_rows(file: Path, lenient: bool, begun: bool) -> Iterator[Row]:
+    """Those of one file; `begun`: there were others before."""
     endings = [ending.lower() for ending in file.suffixes]
     packed = endings[-1:] == [".gz"]
     kind = (endings[:-1] if packed else endings)[-1:]
     if kind == [".parquet"] and not packed:
         return _parquet_rows(file)
     if kind in ([".jsonl"], [".json"], [".ndjson"]):
-        return _json_rows(file, packed, lenient)
+        return _json_rows(file, packed, lenient, begun)
     raise ValueError(
         f"{file}: rows are read from .jsonl, .json (both also .gz) and .parquet files; convert or rename it."
     )
@@ -198,31 +199,31 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
         raise ValueError(f"{file}: not a readable Parquet file ({error}).") from error
 
 
-def _json_rows(file: Path, packed: bool, lenient: bool) -> Iterator[Row]:
-    number = 0
+def _json_rows(file: Path, packed: bool, lenient: bool, begun: bool) -> Iterator[Row]:
+    number, first = 0, True
     try:
         with gzip.open(file) if packed else open(file, "rb") as lines:
-            begun = False
             for number, line in enumerate(lines, 1):
-                where = f"{file}:{number}"
+                where, text, is_array = f"{file}:{number}", "", False
                 try:
                     text = _decoded(line, where, first=number == 1).strip()
-                    if text.startswith("[") and not begun:
-                        yield from _array_rows(file, number, text, lines, lenient)
-                        return
-                    row = _parsed(text, where, lenient) if text else None
+                    is_array = first and text.startswith("[")
+                    row = _parsed(text, where, lenient) if text and not is_array else None
                 except _NoRowError as error:
                     if not (lenient and begun):
                         raise
                     row = {NO_ROW: error.reason}
+                if is_array:
+                    yield from _array_rows(file, number, text, lines, lenient, begun)
+                    return
                 if row is not None:
-                    begun = True
+                    begun, first = True, False
                     yield where, row
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{file}:{number + 1}: not a complete gzip file ({error}); copy or pack it again.") from error
 
 
-def _array_rows(file: Path, first: int, text: str, lines: Iterable[bytes], lenient: bool) -> Iterator[Row]:
+def _array_rows(file: Path, first: int, text: str, lines: Iterable[bytes], lenient: bool, begun: bool) -> Iterator[Row]:
     """The elements of a file that is one JSON array; their location is the element's number."""
     rest = [_decoded(line, f"{file}:{number}") for number, line in enumerate(lines, first + 1)]
     try:
@@ -235,7 +236,7 @@ def _array_rows(file: Path, first: int, text: str, lines: Iterable[bytes], lenie
         try:
             row = _checked(element, f"{file}:{number}", lenient)
         except _NoRowError as error:
-            if not lenient or number == 1:
+            if not lenient or (number == 1 and not begun):
                 raise
             row = {NO_ROW: error.reason}
         yield f"{file}:{number}", row

@@ -118,6 +118,17 @@ def test_what_is_no_row_is_counted(as_array: bool, tmp_path):
     assert "2 no JSON object, the first at rows.jsonl:2, 1 no text, the first at rows.jsonl:4" in made.words()
 
 
+def test_a_damaged_beginning_of_a_later_file_is_counted(tmp_path):
+    """Prevents a run of days that ends where a second file begins."""
+    first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    first.write_text('{"text": "one"}\n')
+    for contents in ('cut"}\n{"text": "two"}\n', '[5, {"text": "two"}]'):
+        second.write_text(contents)
+        made = Corpus("made", "train", path=[str(first), str(second)], test_fraction=1e-9)
+        assert [document.text for document in made.documents(count=True)] == ["one", "two"]
+        assert sum(made.dropped.values()) == 1 and "b.jsonl:1" in made.words()
+
+
 def test_a_corpus_that_was_changed_anywhere_is_another_one(tmp_path):
     """Prevents a run that goes on with other scores, of as many digits, far from a file's beginning, middle and end."""
     path, digests = tmp_path / "rows.jsonl", set()
