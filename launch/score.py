@@ -128,24 +128,23 @@ def _score(
 ) -> dict[str, float]:
     """Scores what the file does not have.
 
-    Returns the seconds and the bytes of UTF-8 that were scored in them; also those up to the first chunk, in which
-    processes start.
+    Returns the seconds and the bytes of UTF-8 that were scored in them; also those until as many chunks were done as
+    there are processes, in which these start.
     """
     begun = time.perf_counter()
-    pace = {"seconds": 0.0, "bytes_scored_now": 0, "seconds_to_first_chunk": 0.0, "bytes_of_first_chunk": 0}
+    pace = {"seconds": 0.0, "bytes_scored_now": 0, "seconds_of_start": 0.0, "bytes_of_start": 0}
     texts = read_corpus(config.corpus, config.text_key)
     bar = progress(total=count_texts(config.corpus), desc=f"scoring by {scorer.name}", unit="document")
     new = itertools.chain.from_iterable(_not_found(file, chunk, bar) for chunk in _chunks(texts))
     with bar:
         pairs = _in_order(new, processes, recipe) if processes > 1 else ((one, score_chunk(one, scorer)) for one in new)
-        for chunk, scored in pairs:
+        for done, (chunk, scored) in enumerate(pairs, 1):
             file.add(chunk, scored)
             bar.update(len(chunk))
             pace["bytes_scored_now"] += sum(len(document.text.encode("utf-8", "surrogatepass")) for document in chunk)
             pace["seconds"] = round(time.perf_counter() - begun, 3)
-            if not pace["seconds_to_first_chunk"]:
-                pace["seconds_to_first_chunk"] = pace["seconds"]
-                pace["bytes_of_first_chunk"] = pace["bytes_scored_now"]
+            if done <= processes:
+                pace["seconds_of_start"], pace["bytes_of_start"] = pace["seconds"], pace["bytes_scored_now"]
     if bar.n == 0:
         raise ValueError(f"corpus={config.corpus}: there is no text in it.")
     return pace

@@ -177,7 +177,7 @@ def test_a_killed_scoring_goes_on(count, share, processes, monkeypatch):
     of_whole = json.loads(Path("whole.jsonl.summary.json").read_text())
     done = 64 * (count - 1 + (share == 1))
     assert summary["bytes_scored_now"] == sum(len(code(number)) for number in range(done, 300))
-    of_this_process = ("seconds", "bytes_scored_now", "seconds_to_first_chunk", "bytes_of_first_chunk")
+    of_this_process = ("seconds", "bytes_scored_now", "seconds_of_start", "bytes_of_start")
     assert summary | dict.fromkeys(of_this_process) == of_whole | dict.fromkeys(of_this_process)
 
 

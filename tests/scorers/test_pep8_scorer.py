@@ -138,6 +138,17 @@ def test_what_is_open_at_the_end_has_no_score(scorer):
     )
 
 
+def test_why_a_sample_has_no_score(scorer, monkeypatch):
+    """Prevents a sample that is said to be no Python, which is no reason: it would have been scored all the same."""
+    broken = Sample("", "this is no code\n")
+    assert scorer.score([broken])[0] > 0
+    for text, reason in (("this is", NO_LINE), (" \n", EMPTY), ("a\0", NUL)):
+        assert scorer.score([Sample("", text)]) == [None] and scorer.reason(Sample("", text)) == reason
+    monkeypatch.setattr(scorer, "_seconds", 1e-9)
+    slow = Sample("", "this is no code\n" * 20_000)
+    assert scorer.score([slow]) == [None] and scorer.reason(slow) == TOO_SLOW
+
+
 @pytest.mark.parametrize(
     ("text", "flaw"),
     [
