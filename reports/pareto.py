@@ -191,7 +191,7 @@ def draw(points: Sequence[Point], axis: str, path: str | Path, title: str = "") 
     best = front(points)
     axes.plot(
         [one.distance.mean for one in best], [one.score.mean for one in best], color="0.55", linewidth=1.4,
-        linestyle=(0, (5, 3)), zorder=1, label="Pareto front",
+        linestyle=(0, (5, 3)), marker="o", markersize=15, markerfacecolor="none", zorder=1, label="Pareto front",
     )  # fmt: skip
     for number, one in enumerate(points):
         across, along = one.distance.error, one.score.error
