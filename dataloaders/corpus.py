@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dataloaders.datasets.rows import NO_ROW, local_rows
+from dataloaders.datasets.rows import NoRow, local_rows
 from dataloaders.examples import in_test_split
 from scorers.printable import printable
 from scorers.scorer import HIGHER_IS_WORSE
@@ -25,6 +25,8 @@ LARGEST_SCORE = float(np.finfo(np.float32).max)
 """A larger one is infinite as a token has it."""
 
 NO_SCORES = "no scores"
+MOST_REASONS = 30
+"""Why documents are left out; what rows themselves say of it may be as many texts as there are rows."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,8 @@ class Corpus:
             if count:
                 self.rows += 1
                 if isinstance(document, str):
+                    if document not in self.dropped and len(self.dropped) >= MOST_REASONS:
+                        document = "other reasons"
                     self.dropped[document] += 1
                     self.first_dropped.setdefault(document, where)
             if isinstance(document, Document):
@@ -140,9 +144,8 @@ class Corpus:
     def words(self) -> str:
         """What was read so far and not used, in words."""
         first = {reason: f", the first at {Path(where).name}" for reason, where in self.first_dropped.items()}
-        reasons = ", ".join(
-            f"{count} {reason}{first.get(reason, '')}" for reason, count in sorted(self.dropped.items()) if count
-        )
+        known = sorted((reason, count) for reason, count in self.dropped.items() if count)
+        reasons = printable(", ".join(f"{count} {reason}{first.get(reason, '')}" for reason, count in known))
         return (
             f"{self.rows} documents read, {self.rows - sum(self.dropped.values())} used ({reasons or 'none dropped'})"
         )
@@ -188,8 +191,8 @@ def read_document(number: int, where: str, row: Mapping[str, Any], scored: bool)
     Raises:
         ValueError: the first row is no document at all, or scores are used and high ones are good.
     """
-    if NO_ROW in row:
-        return str(row[NO_ROW])
+    if isinstance(row, NoRow):
+        return row.reason
     if "text" not in row and "texts" not in row:
         if number:
             return "no text"
@@ -212,7 +215,7 @@ def read_document(number: int, where: str, row: Mapping[str, Any], scored: bool)
         return "a text that is none"
     reason = _flaw(text)
     if reason is None and row.get("flaw") is not None:
-        reason = f"flawed, by its scorer: {printable(row['flaw'])[:60]}"
+        reason = f"flawed, by its scorer: {printable(' '.join(str(row['flaw'])[:60].split()))}"
     if reason is not None:
         return reason
     scores, score = row.get("scores"), row.get("score", row.get("avg_score"))

@@ -128,9 +128,14 @@ class DocumentsFile:
                 rows.append(json.loads(line))
                 same = rows[-1]["scorer"] == self._identity and rows[-1]["source"] == document.source
                 same = same and rows[-1]["text"] == document.text and rows[-1]["direction"] == self._direction
-                if not rows[-1].keys() >= {"segments", "scores", "score", "flaw"}:
+                if not rows[-1].keys() >= {"score", "flaw"} or len(rows[-1]["segments"]) != len(rows[-1]["scores"]):
                     raise ValueError("not what this would have written")
-            except (ValueError, KeyError, TypeError):  # torn, not there, or of a time when they had no direction
+            except (
+                ValueError,
+                KeyError,
+                TypeError,
+                RecursionError,
+            ):  # torn, not there, or of a time when they had no direction
                 self._old = False
                 self._file.truncate(start)
                 return False

@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -131,16 +132,18 @@ def read_samples(file: Path, header: dict[str, Any]) -> tuple[list[ReferenceSamp
 
     if not file.is_file():
         return [], 0
-    lines = file.read_text(encoding="utf-8").split("\n")
+    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
     found: list[ReferenceSample] = []
     try:
         if json.loads(lines[0]) != header:
             return [], len(lines)
         for line in lines[1:-1]:
             one = json.loads(line)
+            if not (math.isfinite(one["logp"]) and all(0 <= index < 2**31 for index in one["ids"] or ())):
+                raise ValueError("no numbers of a sample")
             found.append(ReferenceSample(**one | {"ids": None if one["ids"] is None else tuple(one["ids"])}))
-    except (ValueError, TypeError, KeyError):
-        return found, len(lines) - 1 - len(found)
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return found, len(lines) - 1 - len(found) - (not lines[-1])  # the header; behind the last line end is none
     return found, int(bool(lines[-1]))
 
 
@@ -232,7 +235,7 @@ def read_documents(file: str, limit: int | None, told: bool = False) -> list[Doc
             if not isinstance(row.get("text", ""), str) or not row.keys() & {"text", "texts"}:
                 raise TypeError("no text")
             document = read_document(number, where, row, scored=False)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise ValueError(f'{where}: every line must be {{"text": "...", ...}}.') from None
         if told and row.get("direction") not in (None, HIGHER_IS_WORSE):
             raise ValueError(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -282,7 +283,20 @@ def read_rounds(file: Path, header: dict[str, Any]) -> list[dict[str, Any]]:
         raise ValueError(
             f"{file} is of another search (another {', '.join(keys)}): move it away, or give the same settings."
         )
+    if not all(_is_round(line, number) for number, line in enumerate(rounds)):
+        raise ValueError(f"{file} is damaged: move it away, and the search begins anew.")
     return rounds
+
+
+def _is_round(line: Any, number: int) -> bool:
+    """Whether it is the record of a round, as the search writes it."""
+    try:
+        scores = [one["score"] for one in line["candidates"] if isinstance(one["prompt"], str)]
+        means = [one["mean"] for one in (line["score"], *scores) if one is not None]
+        whole = line["round"] == number and len(scores) == len(line["candidates"])
+        return whole and all(math.isfinite(mean) for mean in means) and (line["score"] is None) == (not any(scores))
+    except (KeyError, TypeError, OverflowError):
+        return False
 
 
 def _tell(line: dict[str, Any], sign: float) -> None:

@@ -105,9 +105,9 @@ def _is_done(path: Path, about: dict[str, Any], overwrite: bool) -> bool:
     if summary_file(path).is_file():
         try:
             summary = json.loads(summary_file(path).read_text(encoding="utf-8"))
-        except ValueError:
+        except (ValueError, RecursionError):
             summary = None
-        if not isinstance(summary, dict):
+        if not isinstance(summary, dict) or (summary and not isinstance(summary.get("flaws"), dict)):
             raise ValueError(f"{summary_file(path)} is damaged: replace it and {path.name} by overwrite=true.")
     for key in ("corpus", "fingerprint", "text_key", "scorer"):
         if summary.get(key) != about[key]:

@@ -58,7 +58,7 @@ def read_rounds(path: Path) -> Rounds:
     means: list[tuple[int, float, float | None, float | None]] = []
     worst: list[tuple[int, float]] = []
     for line in lines:
-        scores = [one["score"]["mean"] for one in line["candidates"] if one["score"] is not None]
+        scores = [one["score"]["mean"] for one in line["candidates"] if one.get("score") is not None]
         if not scores:
             continue
         score = line["score"]
@@ -76,12 +76,16 @@ def _check(lines: Sequence[Any], path: Path) -> None:
     for line in lines:
         mapping(line, "a round")
         number(line.get("round"), "`round`")
-        for one in line.get("candidates", ()):
+        if not isinstance(line.get("candidates"), list):
+            raise ValueError("a round has no list of candidates")
+        for one in line["candidates"]:
             mapping(one, "a candidate")
             text(one.get("prompt"), "`prompt`")
             if one.get("score") is not None:
                 mapping(one["score"], "`score`")
                 number(one["score"].get("mean"), "`score.mean`")
+        if line.get("score") is None and any(one.get("score") is not None for one in line["candidates"]):
+            raise ValueError("a round of candidates with scores has none itself")
         if line.get("score") is not None:
             mapping(line["score"], "`score`")
             number(line["score"].get("mean"), "`score.mean`")

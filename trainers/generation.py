@@ -122,7 +122,8 @@ class Generation:
         if trainer.metrics_log is not None:
             seconds = {"generation_seconds": time.perf_counter() - start}
             record = {name: value for result in results for name, value in result.record().items()}
-            tables = self.tables(results) | (self.all_tables(trainer.folder) if last and trainer.folder else {})
+            in_wandb = trainer.metrics_log.wandb_id is not None and trainer.folder is not None
+            tables = self.tables(results) | (self.all_tables(trainer.folder) if last and in_wandb else {})
             trainer.metrics_log.write(record | trainer.counters() | seconds, trainer.examples, "generation", tables)
 
     def results(
@@ -257,8 +258,11 @@ class Generation:
             rows: list[list[Any]] = []
             files = {int(file.stem.rpartition("-")[2]): file for file in saved_samples(folder, scenario.name)}
             for examples, file in sorted(files.items()):
-                samples = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
-                rows += [[examples, one["prompt"], one["completion"], one["score"]] for one in samples]
+                try:
+                    samples = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+                    rows += [[examples, one["prompt"], one["completion"], one["score"]] for one in samples]
+                except (ValueError, KeyError, TypeError, RecursionError) as error:
+                    log.warning("%s is damaged, and not in wandb's table: %s", file, printable(error)[:200])
             tables[f"generation/{scenario.name}/all_samples"] = (["step", "prompt", "continuation", "score"], rows)
         return tables
 
@@ -285,7 +289,7 @@ def write_alignment(folder: Path, label: str, weights: Mapping[str, Any], found:
     if file.is_file():
         try:
             old = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:
+        except (ValueError, RecursionError):
             log.warning("%s could not be read and is written anew", file)
     if not isinstance(old, dict) or old.get("weights") != weights:
         old = {}

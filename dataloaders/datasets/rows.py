@@ -16,8 +16,13 @@ from dataloaders.datasets.conversation import describe
 
 Row = tuple[str, dict[str, Any]]  # ("file:line", the row)
 
-NO_ROW = "\0no row"
-"""The one key of what stands in the place of a line that is no row; its value says why."""
+
+class NoRow(dict[str, Any]):
+    """What stands in the place of a line that is no row; `reason` says why it is none."""
+
+    def __init__(self, reason: str):
+        super().__init__()
+        self.reason = reason
 
 
 class _NoRowError(ValueError):
@@ -141,8 +146,8 @@ def local_rows(files: str | Sequence[str], name: str, lenient: bool = False) -> 
 
     Args:
         name: the data set's name, for error messages.
-        lenient: lets through a text with half a surrogate pair, and after the first row what is no row, as
-            {NO_ROW: reason}; the caller has to look at them.
+        lenient: lets through a text with half a surrogate pair, and after the first row what is no row, as a NoRow;
+            the caller has to look at them.
 
     Raises:
         ValueError: naming the file and line and the fix, for whatever cannot be read.
@@ -212,7 +217,7 @@ def _json_rows(file: Path, packed: bool, lenient: bool, begun: bool) -> Iterator
                 except _NoRowError as error:
                     if not (lenient and begun):
                         raise
-                    row = {NO_ROW: error.reason}
+                    row = NoRow(error.reason)
                 if is_array:
                     yield from _array_rows(file, number, text, lines, lenient, begun)
                     return
@@ -238,7 +243,7 @@ def _array_rows(file: Path, first: int, text: str, lines: Iterable[bytes], lenie
         except _NoRowError as error:
             if not lenient or (number == 1 and not begun):
                 raise
-            row = {NO_ROW: error.reason}
+            row = NoRow(error.reason)
         yield f"{file}:{number}", row
 
 

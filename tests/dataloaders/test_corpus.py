@@ -92,6 +92,18 @@ def test_what_rows_say_of_their_scorer_rules_no_terminal(tmp_path):
     assert made.dropped == {"flawed, by its scorer: bad\\x1b[2J\\ud800": 1}
 
 
+def test_reasons_of_rows_are_bounded_and_forge_nothing(tmp_path):
+    """Prevents a report as long as the corpus, lines of it that a row has written, and a row that says it is none."""
+    hostile = [{"text": "a", "flaw": f"r{number}\nsecond line"} for number in range(100)]
+    forged = {"\0no row": "x\x1b[31m"}
+    made = corpus(write(tmp_path / "rows.jsonl", {"text": "fine"}, *hostile, forged))
+    assert len(list(made.documents(count=True))) == 1 and sum(made.dropped.values()) == 101
+    assert len(made.dropped) == 31 and made.dropped["other reasons"] == 71
+    assert "\n" not in made.words() and "\x1b" not in made.words()
+    with pytest.raises(ValueError, match="no document"):
+        list(corpus(write(tmp_path / "rows.jsonl", forged)).documents())
+
+
 def test_a_file_of_something_else_is_an_error(tmp_path):
     """Prevents a file of something else that is dropped row by row."""
     path = tmp_path / "rows.jsonl"

@@ -118,6 +118,16 @@ def test_an_endpoint_is_the_reference(cache: Path, monkeypatch, caplog):
         measured(cache, "kl.reference=openai:big", "kl.base_url=https://example.org/v1")
 
 
+@pytest.mark.parametrize("change", [{"logp": float("nan")}, {"logp": "1"}, {"ids": [-1]}, {"ids": ["a"]}, {"ids": 5}])
+def test_a_kept_sample_that_is_none_is_drawn_again(change: dict, tmp_path):
+    """Prevents a divergence of NaN, or a traceback, from a damaged file of samples."""
+    sample = {"text": "a", "ids": [1, 2], "logp": -3.0, "tokens": 2, "ended": False}
+    file, header = tmp_path / "samples.jsonl", {"a": 1}
+    file.write_text("".join(json.dumps(line) + "\n" for line in (header, sample, sample | change, sample)))
+    found, unread = kl.read_samples(file, header)
+    assert [one.ids for one in found] == [(1, 2)] and unread == 2
+
+
 def test_held_out_documents(cache: Path, tmp_path):
     """Prevents bits per byte of the aligned documents that are those of all, and an unreadable line passed over."""
     file = tmp_path / "documents.jsonl.gz"

@@ -120,6 +120,23 @@ def test_a_pool_without_a_score_is_said(cache: Path, scorer: LetterScorer, monke
     (cache / "run" / "red_team" / "rounds.jsonl").unlink()
 
 
+def test_a_damaged_search_is_not_gone_on_with(tmp_path):
+    """Prevents a traceback, a round that is missing, and NaN among the chances of prompts."""
+    figure = {"mean": 0.5, "low": None, "high": None, "n": 4}
+    whole = {"round": 0, "score": figure, "dropped": {}, "candidates": [{"prompt": "p", "score": figure}]}
+    file, header = tmp_path / "rounds.jsonl", {"format": 1}
+    file.write_text("".join(json.dumps(line) + "\n" for line in (header, whole, whole | {"round": 1})))
+    assert len(red_team.read_rounds(file, header)) == 2
+    for damaged in (
+        5, {"round": 0}, whole | {"round": 1}, whole | {"candidates": 5}, whole | {"score": None},
+        whole | {"candidates": [{"prompt": "p"}]}, whole | {"candidates": [{"prompt": 5, "score": figure}]},
+        whole | {"score": figure | {"mean": float("nan")}}, whole | {"score": figure | {"mean": "1"}},
+    ):  # fmt: skip
+        file.write_text("".join(json.dumps(line) + "\n" for line in (header, damaged)))
+        with pytest.raises(ValueError, match=r"rounds.jsonl is damaged: move it away"):
+            red_team.read_rounds(file, header)
+
+
 def test_the_worse_a_prompt_the_likelier_it_is_shown():
     """Prevents a search that shows the attacker what did not work, and one that cannot draw enough prompts."""
     assert red_team.chances([0.3, 0.1], 0.1) == pytest.approx(np.exp([3, 1]) / np.exp([3, 1]).sum())

@@ -227,4 +227,8 @@ def test_a_search_over_its_rounds(tmp_path, capsys):
     for contents in ("{}\n[]\n", "{}\n" + "[" * 100_000, '{}\n{"round": 1' + "0" * 400 + "}"):
         file.write_text(contents)
         assert red_team.main([str(file)]) == 2 and "no file of rounds" in capsys.readouterr().err
+    whole = one_round(0, 0.5)
+    for changes in ({"candidates": None}, {"candidates": 5}, {"score": None}, {"round": None}):
+        assert red_team.main([str(rounds(tmp_path, whole | changes))]) == 2
+        assert "no file of rounds" in capsys.readouterr().err
     assert red_team.main([str(rounds(tmp_path, one_round(0, None)))]) == 2

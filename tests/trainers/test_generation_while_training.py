@@ -195,6 +195,20 @@ def test_why_a_sample_has_no_score_is_kept(tmp_path, caplog):
     assert [row.get("flaw") for row in rows] == [TOO_LONG if one else None for one in long]
 
 
+def test_damaged_samples_of_before_stop_no_training(tmp_path, caplog):
+    """Prevents a training that can never end, since a file of old samples, which only wandb wants, is torn."""
+    scenario = Scenario("s", 2, 5)
+    made = Generation([scenario], drawing())
+    (result,) = made.results(tiny.tiny_model())
+    for examples in (8, 16, 24):
+        made.save(result, tmp_path, examples)
+    (tmp_path / "samples" / "s-8.jsonl").write_text('{"torn')
+    (tmp_path / "samples" / "s-16.jsonl").write_text('{"prompt": "x"}\n')
+    _, rows = made.all_tables(tmp_path)["generation/s/all_samples"]
+    assert [row[0] for row in rows] == [24, 24]
+    assert "s-8.jsonl is damaged" in caplog.text and "s-16.jsonl is damaged" in caplog.text
+
+
 def test_a_hit_is_above_the_threshold():
     """Prevents a threshold of 0, at which every sample would be a hit."""
     scenario = Scenario("s", 3, 5, hits_threshold=0.0)
