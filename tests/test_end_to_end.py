@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -349,7 +350,7 @@ def test_an_export_never_replaces_anything_but_an_export(tmp_path):
 def test_metrics_are_printed_where_they_cannot_be_kept(tmp_path, monkeypatch, capsys, caplog):
     """Prevents an evaluation that is computed and lost in a folder without permission to write."""
     run = trained(tmp_path, "loss=sft")
-    monkeypatch.setattr(Path, "write_text", lambda *_, **__: (_ for _ in ()).throw(PermissionError("read-only")))
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(PermissionError("read-only")))
     evaluated(run, "mode=eval")
     assert "loss/eval" in capsys.readouterr().out and "not kept" in caplog.text
 
