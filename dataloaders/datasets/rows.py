@@ -154,11 +154,12 @@ def local_rows(files: str | Sequence[str], name: str, lenient: bool = False) -> 
     """
     found = [_existing(file, name) for file in ([files] if isinstance(files, str) else files)]
     for place, file in enumerate(found):
-        number = 0
-        for number, row in enumerate(_file_rows(file, lenient, place > 0), 1):  # noqa: B007
-            yield row
-        if not number:
+        rows = _file_rows(file, lenient, begun=place > 0)
+        first = next(rows, None)
+        if first is None:
             raise ValueError(f"{file}: the file has no rows; every line must be one JSON object.")
+        yield first
+        yield from rows
 
 
 def _existing(file: str, name: str) -> Path:
